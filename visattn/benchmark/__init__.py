@@ -1,0 +1,1 @@
+"""Benchmarks: ours and the alternatives in one run, on this machine, as ratios. `python -m visattn.benchmark NAME`."""

@@ -1,0 +1,15 @@
+"""`python -m visattn.benchmark NAME [options]`; `python -m visattn.benchmark NAME --help` lists the options of one."""
+
+from __future__ import annotations
+
+import typer
+
+from visattn.benchmark import attention, backbones, caption_scores
+
+app = typer.Typer(help="Compares visattn with its alternatives in one run and prints ratios.", no_args_is_help=True)
+app.command("attention")(attention.main)
+app.command("backbones")(backbones.main)
+app.command("caption-scores")(caption_scores.main)
+
+if __name__ == "__main__":
+    app(prog_name="python -m visattn.benchmark")
