@@ -1,0 +1,229 @@
+from functools import partial
+
+import pytest
+import timm
+import torch
+from timm.layers import LayerNorm, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+from timm_layout import perturb, vit_weights
+from torch import nn
+
+from visattn.attention import MultiHeadAttention, NeighborhoodAttention
+from visattn.backbones import VisionTransformer, vit_base, vit_local_tiny, vit_small, vit_tiny
+from visattn.backbones.embedding import PatchEmbedding, resample_positions
+from visattn.backbones.layers import drop_path, drop_path_rates
+from visattn.heads import ImageClassifier
+
+# Each group of models that timm builds from its class: timm's arguments, ours.
+averaged = {"class_token": False, "pooling": "average"}
+variants = {
+    "vit": ({}, {}),
+    "deit3": ({"no_embed_class": True, "init_values": 0.2}, {"prefix_positions": False, "layer_scale": 0.2}),
+    "clip": (
+        {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5), "act_layer": "quick_gelu"},
+        {"pre_norm": True, "patch_bias": False, "norm_eps": 1e-5, "activation": "quick_gelu"},
+    ),
+    "gap": (
+        {"class_token": False, "global_pool": "avg", "fc_norm": False, "qkv_bias": False},
+        averaged | {"qkv_bias": False},
+    ),
+    "gap_with_registers": (
+        {"class_token": False, "global_pool": "avg", "reg_tokens": 4, "no_embed_class": True, "init_values": 0.3},
+        averaged | {"final_norm": "after_pooling", "num_registers": 4, "prefix_positions": False, "layer_scale": 0.3},
+    ),
+    "eva": ({"global_pool": "avg"}, {"pooling": "average", "final_norm": "after_pooling"}),
+    "max": ({"global_pool": "max"}, {"pooling": "max", "final_norm": "after_pooling"}),
+    "avgmax_qk_norm": (
+        {"global_pool": "avgmax", "qk_norm": True},
+        {"pooling": "average_max", "final_norm": "after_pooling", "qk_norm": True},
+    ),
+    "dinov2_giant": (
+        {
+            "reg_tokens": 4,
+            "no_embed_class": True,
+            "init_values": 0.3,
+            "mlp_layer": SwiGLUPacked,
+            "act_layer": nn.SiLU,
+            "mlp_ratio": 5.33334,
+        },
+        {
+            "num_registers": 4,
+            "prefix_positions": False,
+            "layer_scale": 0.3,
+            "mlp": "gated",
+            "activation": "silu",
+            "mlp_ratio": 5.33334 / 2,
+        },
+    ),
+    "aimv2": (
+        {
+            "class_token": False,
+            "global_pool": "avg",
+            "fc_norm": False,
+            "qkv_bias": False,
+            "proj_bias": False,
+            "act_layer": "silu",
+            "mlp_layer": SwiGLU,
+            "mlp_ratio": 2.75,
+            "norm_layer": partial(RmsNorm, eps=1e-5),
+            "embed_norm_layer": partial(RmsNorm, eps=1e-5),
+        },
+        averaged
+        | {
+            "qkv_bias": False,
+            "projection_bias": False,
+            "mlp_bias": False,
+            "activation": "silu",
+            "mlp": "gated",
+            "mlp_ratio": 2.75,
+            "norm": "rms",
+            "norm_eps": 1e-5,
+            "patch_norm": True,
+        },
+    ),
+    "siglip": (
+        {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"},
+        {"class_token": False, "pooling": "attention", "activation": "gelu_tanh"},
+    ),
+    "attention_pooling_of_registers": (
+        {"class_token": False, "global_pool": "map", "pool_include_prefix": True, "reg_tokens": 1, "mlp_ratio": 2},
+        {"class_token": False, "pooling": "attention", "pooling_prefix": True, "num_registers": 1, "mlp_ratio": 2},
+    ),
+    "beit3": (
+        {"global_pool": "avg", "scale_attn_norm": True, "scale_mlp_norm": True},
+        {"pooling": "average", "final_norm": "after_pooling", "sub_norm": True},
+    ),
+    "radio": (
+        {"final_norm": False, "reg_tokens": 7, "no_embed_class": True},
+        {"final_norm": "none", "num_registers": 7, "prefix_positions": False},
+    ),
+    "parallel": (
+        {"block_fn": ParallelScalingBlock, "pre_norm": True, "qk_norm": True, "qkv_bias": False, "norm_layer": RmsNorm},
+        {"block": "parallel", "pre_norm": True, "patch_bias": False, "qk_norm": True, "qkv_bias": False, "norm": "rms"},
+    ),
+    "parallel_with_bias": (
+        {"block_fn": ParallelScalingBlock, "class_token": False, "global_pool": "avg", "init_values": 0.1},
+        averaged | {"block": "parallel", "final_norm": "after_pooling", "layer_scale": 0.1},
+    ),
+    "post_norm": (
+        {"block_fn": ResPostBlock, "class_token": False, "global_pool": "avg", "init_values": 1e-5, "qkv_bias": False},
+        averaged | {"block": "post_norm", "final_norm": "after_pooling", "layer_scale": 1e-5, "qkv_bias": False},
+    ),
+    "twin": ({"block_fn": ParallelThingsBlock, "init_values": 0.1}, {"block": "twin", "layer_scale": 0.1}),
+    "distilled": ({}, {"distillation_token": True}),
+}
+
+
+@pytest.mark.parametrize("name", variants)
+def test_every_variant_equals_timm_at_its_own_and_at_other_sizes(name):
+    torch.manual_seed(0)
+    theirs, ours = variants[name]
+    original = (VisionTransformerDistilled if name == "distilled" else TimmVisionTransformer)(
+        img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=3, num_classes=11, dynamic_img_size=True, **theirs
+    )
+    perturb(original)
+    model = ImageClassifier(VisionTransformer(32, 8, 48, 3, 3, **ours), 11).eval()
+    model.load_state_dict(vit_weights(original))
+    with torch.no_grad():
+        for size in [(32, 32), (48, 56), (24, 16)]:
+            images = torch.randn(2, 3, *size)
+            torch.testing.assert_close(model(images), original(images), rtol=0, atol=1e-5)
+            tokens = original.forward_features(images)
+            torch.testing.assert_close(model.features(images).tokens, tokens, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        (vit_tiny, "vit_tiny_patch16_224"),
+        (vit_small, "vit_small_patch16_224"),
+        (vit_base, "vit_base_patch16_224"),
+    ],
+)
+def test_presets_have_as_many_parameters_as_the_published_ones(preset, name):
+    with torch.device("meta"):
+        ours, theirs = ImageClassifier(preset(), 1000), timm.create_model(name)
+    assert count(ours) == count(theirs)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_attention_kinds_follow_the_pattern_over_depth():
+    backbone = VisionTransformer(
+        32, 4, 16, 7, 2, attention=("local", "local", "global"), kernel_size=(3, 5, 7), dilation=(1, 2), **averaged
+    )
+    kinds = [type(block.attention) for block in backbone.blocks]
+    local, whole = NeighborhoodAttention, MultiHeadAttention
+    assert kinds == [local, local, whole, local, local, whole, local]
+
+
+def test_a_local_network_sees_only_the_neighborhood():
+    torch.manual_seed(0)
+    backbone = VisionTransformer(36, 4, 16, 2, 2, attention=("local",), kernel_size=3, **averaged).eval()
+    images = torch.randn(1, 3, 36, 36)
+    changed = images.clone()
+    changed[..., 16:20, 16:20] += 1  # the patch at row 4, column 4 of 9 x 9
+    with torch.no_grad():
+        seen = (backbone(images).maps[0] - backbone(changed).maps[0]).abs().sum(dim=(0, 1)) > 0
+    expected = torch.zeros(9, 9, dtype=torch.bool)
+    expected[2:7, 2:7] = True  # two blocks, each reaching one token further
+    assert torch.equal(seen, expected)
+
+
+def test_local_presets_serve_small_and_large_images():
+    assert vit_local_tiny(32).strides == (4,)
+    assert vit_local_tiny(224).strides == (16,)
+    assert vit_tiny(32).grid == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attention": ("local",)}, "class_token=False"),
+        ({"attention": ("near",)}, "no pattern of 'global' and 'local'"),
+        ({"attention": ()}, "no pattern"),
+        ({"class_token": False}, "needs class_token=True"),
+        ({"pooling": "mean"}, "choose one of token, average"),
+        ({"block": "serial"}, "choose one of transformer"),
+        ({"stem": "cnn"}, "choose one of patch"),
+        ({"norm": "batch"}, "choose layer, rms or none"),
+        ({"mlp": "swiglu"}, "choose plain or gated"),
+        ({"activation": "swish"}, "choose one of gelu"),
+        ({"num_heads": 5}, "dim 24 is not divisible by num_heads 5"),
+        ({"stem": "convolution", "patch_size": 6}, "choose a power of two"),
+    ],
+)
+def test_errors_say_what_is_allowed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VisionTransformer(**{"image_size": 32, "patch_size": 8, "dim": 24, "depth": 1, "num_heads": 3} | arguments)
+
+
+def test_patchify_is_the_convolution_it_stands_for():
+    embedding = PatchEmbedding(3, 7, patch_size=5)
+    images = torch.randn(2, 3, 25, 35)
+    expected = embedding.projection(images).flatten(2).transpose(1, 2)
+    tokens, grid = embedding(images)
+    assert grid == (5, 7)
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_of_the_same_grid_stay_as_they_are():
+    positions = torch.randn(1, 2 + 3 * 5, 7)
+    assert resample_positions(positions, (3, 5), (3, 5)) is positions
+    resampled = resample_positions(positions, (3, 5), (11, 13))
+    assert resampled.shape == (1, 2 + 11 * 13, 7)
+    assert torch.equal(resampled[:, :2], positions[:, :2])
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_samples():
+    torch.manual_seed(0)
+    dropped = drop_path(torch.ones(4096, 3), 0.25)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(dropped[:, 0], dropped[:, 2])
+    assert dropped.mean().item() == pytest.approx(1, abs=0.03)
+    assert drop_path_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert drop_path_rates(0.3, 1) == [0]

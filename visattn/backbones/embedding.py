@@ -1,0 +1,107 @@
+"""From pixels to tokens: patch embeddings, and position embeddings that fit any size."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class PatchEmbedding(nn.Module):
+    """Cuts images into patches and maps each linearly to a token: (B, channels, H, W) -> (B, N, dim).
+
+    Sizes that the patch doesn't divide are padded with zeros at the right and at the bottom.
+
+    Args:
+        in_channels: of the images.
+        dim: channels of a token.
+        patch_size: side of a patch in pixels.
+        bias: of the projection.
+        norm: applied to the tokens; None leaves it out.
+    """
+
+    def __init__(
+        self, in_channels: int, dim: int, patch_size: int, bias: bool = True, norm: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size, bias=bias)
+        self.norm = norm
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images (B, channels, H, W) to tokens (B, height * width, dim) and (height, width) in patches."""
+        images = pad_to_multiple(images, self.patch_size)
+        batch, channels, image_height, image_width = images.shape
+        size = self.patch_size
+        height, width = image_height // size, image_width // size
+        # A convolution whose stride is its kernel is one matrix product, and that runs at the speed of matrix products.
+        patches = images.reshape(batch, channels, height, size, width, size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width, channels * size * size)
+        tokens = functional.linear(patches, self.projection.weight.flatten(1), self.projection.bias)  # (B, N, dim)
+        return (tokens if self.norm is None else self.norm(tokens)), (height, width)
+
+
+class ConvolutionalEmbedding(nn.Module):
+    """Tokens from a few 3x3 convolutions of stride 2 instead of one large patch; trains faster and steadier.
+
+    Args:
+        in_channels: of the images.
+        dim: channels of a token.
+        patch_size: pixels per token along one axis, a power of two.
+
+    Raises:
+        ValueError: patch_size is no power of two.
+
+    Source: Xiao et al. 2021, https://arxiv.org/abs/2106.14881.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        steps = patch_size.bit_length() - 1
+        if patch_size != 2**steps or steps < 1:
+            raise ValueError(f"patch_size {patch_size} doesn't fit a convolutional stem; choose a power of two from 2")
+        self.patch_size = patch_size
+        widths = [in_channels] + [max(dim >> (steps - step), 16) for step in range(1, steps + 1)]
+        layers: list[nn.Module] = []
+        for narrow, wide in itertools.pairwise(widths):
+            convolution = nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(wide), nn.ReLU(inplace=True)]
+        self.stem = nn.Sequential(*layers)
+        self.projection = nn.Conv2d(widths[-1], dim, kernel_size=1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images (B, channels, H, W) to tokens (B, height * width, dim) and (height, width) in patches."""
+        features = self.projection(self.stem(pad_to_multiple(images, self.patch_size)))  # (B, dim, height, width)
+        height, width = features.shape[-2:]
+        return features.flatten(2).transpose(1, 2), (height, width)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pads (B, C, H, W) with zeros at the right and at the bottom until `multiple` divides both sides."""
+    bottom, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple
+    return functional.pad(images, (0, right, 0, bottom)) if bottom or right else images
+
+
+def resample_positions(
+    positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = True
+) -> Tensor:
+    """Fits a table of position embeddings to another grid, bicubically.
+
+    Args:
+        positions: (1, prefix + height * width, C); the prefix tokens' entries stay as they are.
+        old_grid: (height, width) that the table is for.
+        new_grid: (height, width) wanted.
+        antialias: low-pass filter before shrinking, as timm does and transformers doesn't.
+
+    Returns:
+        (1, prefix + new height * new width, C).
+    """
+    if old_grid == new_grid:
+        return positions
+    prefix = positions.shape[1] - old_grid[0] * old_grid[1]
+    table = positions[:, prefix:].float().unflatten(1, old_grid).permute(0, 3, 1, 2)  # (1, C, height, width)
+    table = functional.interpolate(table, size=new_grid, mode="bicubic", antialias=antialias, align_corners=False)
+    table = table.flatten(2).transpose(1, 2).to(positions.dtype)  # (1, new height * new width, C)
+    return torch.cat([positions[:, :prefix], table], dim=1) if prefix else table

@@ -1,0 +1,5 @@
+"""Heads: `Features` to predictions."""
+
+from visattn.heads.classification import ImageClassifier
+
+__all__ = ["ImageClassifier"]
