@@ -1,0 +1,24 @@
+"""Every kind of attention, one file each: a pure function of query, key and value, and the module that uses it."""
+
+from visattn.attention.dot_product import MultiHeadAttention, attention_weights, dot_product_attention
+from visattn.attention.neighborhood import (
+    NeighborhoodAttention,
+    neighborhood_attention,
+    neighborhood_attention_weights,
+    neighborhood_keys,
+)
+from visattn.attention.window import WindowAttention, window_attention, window_attention_weights, window_keys
+
+__all__ = [
+    "MultiHeadAttention",
+    "NeighborhoodAttention",
+    "WindowAttention",
+    "attention_weights",
+    "dot_product_attention",
+    "neighborhood_attention",
+    "neighborhood_attention_weights",
+    "neighborhood_keys",
+    "window_attention",
+    "window_attention_weights",
+    "window_keys",
+]

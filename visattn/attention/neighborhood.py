@@ -1,0 +1,264 @@
+"""Neighborhood attention: every pixel of a map attends to the window of keys nearest to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from visattn.attention.neighborhood_tiles import attend
+from visattn.attention.projected import ProjectedAttention, pair
+
+
+def neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Every query sees exactly kernel_size[0] * kernel_size[1] keys. Cost: tokens * keys seen * head_dim.
+
+    The window of keys is centred on the query; at a border it is shifted inward, never padded. With dilation d, a
+    query at i sees keys at positions equal to i modulo d only, and the window counts these. An even kernel_size has
+    one more key before the query than behind it.
+
+    Args:
+        query, key, value: (batch, height, width, heads, head_dim).
+        kernel_size: keys that a query sees along one axis, a number or (vertical, horizontal).
+        dilation: distance between neighboring keys, a number or (vertical, horizontal).
+        scale: of the scores; None is 1 / sqrt(head_dim).
+        bias: (heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1), added to the scaled scores by the position of
+            the key relative to the query: the centre of the table is the query's own position.
+        dropout: probability that a weight is dropped.
+
+    Returns:
+        (batch, height, width, heads, head_dim).
+
+    Raises:
+        ValueError: kernel_size * dilation exceeds the map.
+
+    Source: Hassani et al. 2023, https://arxiv.org/abs/2204.07143; dilated: https://arxiv.org/abs/2209.15001.
+    """
+    kernel_size, dilation = check_neighborhood((query.shape[1], query.shape[2]), kernel_size, dilation)
+    if not query.shape == key.shape == value.shape:
+        raise ValueError(f"query {query.shape}, key {key.shape} and value {value.shape} differ in shape")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    seed = torch.randint(2**62, ()) if dropout else None
+
+    def attend_undilated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend(query, key, value, bias, kernel_size, scale, dropout, seed, keep)[0]
+
+    if dilation == (1, 1):
+        return attend_undilated(query, key, value)
+    return over_dilation_groups(attend_undilated, query, key, value, dilation)
+
+
+def over_dilation_groups(
+    attend_undilated: Callable[[Tensor, Tensor, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Applies attention to every group of cells that are multiples of the dilation apart, as if they were one map.
+
+    Where the dilation doesn't divide the map, the first groups have a row or column more than the others; groups of the
+    same size become images of one batch.
+    """
+    down, right = dilation
+    _, height, width, _, _ = query.shape
+    padding = (0, 0, 0, 0, 0, -width % right, 0, -height % down)
+    groups = [
+        functional.pad(tensor, padding).unflatten(2, (-1, right)).unflatten(1, (-1, down)).permute(0, 2, 4, 1, 3, 5, 6)
+        for tensor in (query, key, value)
+    ]  # (batch, down, right, rows, columns, heads, head_dim)
+    rows = []
+    for top, high in group_sizes(height, down):
+        columns = []
+        for left, wide in group_sizes(width, right):
+            maps = [tensor[:, top, left, :high, :wide] for tensor in groups]
+            attended = attend_undilated(*(part.flatten(0, 2) for part in maps)).unflatten(0, maps[0].shape[:3])
+            short = (-(-height // down) - high, -(-width // right) - wide)
+            columns.append(functional.pad(attended, (0, 0, 0, 0, 0, short[1], 0, short[0])))
+        rows.append(torch.cat(columns, dim=2))
+    cells = torch.cat(rows, dim=1).permute(0, 3, 1, 4, 2, 5, 6)  # (batch, rows, down, columns, right, heads, head_dim)
+    return cells.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+
+
+def group_sizes(length: int, dilation: int) -> list[tuple[slice, int]]:
+    """Along one axis, the groups of equal size, and this size."""
+    longer = length % dilation  # groups that have one position more
+    groups = [(slice(0, longer), length // dilation + 1), (slice(longer, dilation), length // dilation)]
+    return groups if longer else groups[1:]
+
+
+def neighborhood_attention_weights(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The weights of `neighborhood_attention`: (batch, heads, height * width, kernel_size[0] * kernel_size[1]).
+
+    The i-th weight of a query belongs to its i-th key of `neighborhood_keys`. Arguments as there.
+    """
+    _, height, width, _, head_dim = query.shape
+    scale = head_dim**-0.5 if scale is None else scale
+    keys = neighborhood_keys(height, width, kernel_size, dilation).to(query.device)  # (N, n)
+    seen = key.flatten(1, 2)[:, keys]  # (batch, N, n, heads, head_dim)
+    scores = torch.einsum("bqhd,bqnhd->bhqn", query.flatten(1, 2) * scale, seen)
+    if bias is not None:
+        positions = relative_positions(height, width, kernel_size, dilation).to(query.device)  # (N, n)
+        scores = scores + bias.flatten(1)[:, positions].to(scores.dtype)
+    return scores.softmax(dim=-1)
+
+
+def neighborhood_keys(
+    height: int, width: int, kernel_size: int | Sequence[int], dilation: int | Sequence[int] = 1
+) -> Tensor:
+    """The token index (row * width + column) of every key that a query sees, row by row.
+
+    Returns:
+        (height * width, kernel_size[0] * kernel_size[1]), long.
+
+    Raises:
+        ValueError: kernel_size * dilation exceeds the map.
+    """
+    (high, wide), (down, right) = check_neighborhood((height, width), kernel_size, dilation)
+    rows, columns = axis_keys(height, high, down), axis_keys(width, wide, right)  # (height, high), (width, wide)
+    keys = rows[:, None, :, None] * width + columns[None, :, None, :]  # (height, width, high, wide)
+    return keys.reshape(height * width, high * wide)
+
+
+def relative_positions(
+    height: int, width: int, kernel_size: int | Sequence[int], dilation: int | Sequence[int] = 1
+) -> Tensor:
+    """Where the flattened bias table has the value for each key of `neighborhood_keys`; the same shape, long."""
+    (high, wide), (down, right) = check_neighborhood((height, width), kernel_size, dilation)
+    rows = (axis_keys(height, high, down) - torch.arange(height)[:, None]) // down + high - 1  # (height, high)
+    columns = (axis_keys(width, wide, right) - torch.arange(width)[:, None]) // right + wide - 1  # (width, wide)
+    positions = rows[:, None, :, None] * (2 * wide - 1) + columns[None, :, None, :]
+    return positions.reshape(height * width, high * wide)
+
+
+def axis_keys(length: int, kernel_size: int, dilation: int) -> Tensor:
+    """Along one axis, the positions of the keys that each query sees: (length, kernel_size), long."""
+    queries = torch.arange(length)
+    group, place = queries % dilation, queries // dilation
+    group_length = (length - group + dilation - 1) // dilation
+    start = torch.minimum((place - kernel_size // 2).clamp(min=0), group_length - kernel_size)
+    return (start[:, None] + torch.arange(kernel_size)) * dilation + group[:, None]
+
+
+def check_neighborhood(
+    grid: tuple[int, int], kernel_size: int | Sequence[int], dilation: int | Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Both as pairs.
+
+    Raises:
+        ValueError: they are below 1, or the map is too small for them.
+    """
+    kernels, dilations = pair(kernel_size, "kernel_size"), pair(dilation, "dilation")
+    if min(kernels + dilations) < 1:
+        raise ValueError(f"kernel_size {kernel_size} and dilation {dilation} must be at least 1")
+    for side, kernel, step in zip(grid, kernels, dilations, strict=True):
+        if kernel * step > side:
+            raise ValueError(
+                f"kernel_size {kernel} with dilation {step} exceeds the {grid[0]}x{grid[1]} map; "
+                f"at most kernel_size {side // step} fits"
+            )
+    return kernels, dilations
+
+
+class NeighborhoodAttention(ProjectedAttention):
+    """Self-attention of several heads within the neighborhood of each token.
+
+    On a map smaller than kernel_size * dilation, dilation and then kernel_size shrink to what fits, and the centre of
+    the bias table is used.
+
+    Args:
+        dim, num_heads, **options: see `ProjectedAttention`.
+        kernel_size: keys that a query sees along one axis, a number or (vertical, horizontal).
+        dilation: distance between neighboring keys, a number or (vertical, horizontal).
+        relative_position_bias: learn a bias for each head and relative position.
+
+    Source: Hassani et al. 2023, https://arxiv.org/abs/2204.07143.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        kernel_size: int | Sequence[int] = 7,
+        dilation: int | Sequence[int] = 1,
+        relative_position_bias: bool = True,
+        **options,
+    ) -> None:
+        super().__init__(dim, num_heads, **options)
+        self.kernel_size, self.dilation = pair(kernel_size, "kernel_size"), pair(dilation, "dilation")
+        high, wide = self.kernel_size
+        table = torch.empty(num_heads, 2 * high - 1, 2 * wide - 1)
+        self.relative_position_bias = nn.Parameter(table) if relative_position_bias else None
+        if self.relative_position_bias is not None:
+            nn.init.trunc_normal_(self.relative_position_bias, std=0.02)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (batch, height * width, dim) of the grid (height, width) in, tokens of the same shape out.
+
+        Raises:
+            ValueError: the number of tokens isn't height * width.
+        """
+        check_grid(tokens, grid)
+        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, self.head_dim)).unflatten(1, grid)
+        query, key, value = qkv.unbind(3)  # (batch, height, width, heads, head_dim)
+        query, key = self.normalize(query, key)
+        kernel_size, dilation = self.fit(grid)
+        bias = self.bias_for(kernel_size)
+        if self.record is not None:
+            weights = neighborhood_attention_weights(query, key, kernel_size, dilation, bias=bias)  # (B, heads, N, n)
+            keys = neighborhood_keys(*grid, kernel_size, dilation).to(tokens.device)  # (N, n)
+            self.record(weights, keys)
+            weights = functional.dropout(weights, self.active_dropout())
+            attended = torch.einsum("bhqn,bqnhd->bqhd", weights, value.flatten(1, 2)[:, keys]).flatten(2)
+        else:
+            attended = neighborhood_attention(
+                query, key, value, kernel_size, dilation, bias=bias, dropout=self.active_dropout()
+            ).flatten(3)
+        return self.project(attended.reshape(tokens.shape[0], tokens.shape[1], -1))
+
+    def fit(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The kernel size and dilation that the map has room for."""
+        kernel_size = tuple(min(kernel, side) for kernel, side in zip(self.kernel_size, grid, strict=True))
+        dilation = tuple(
+            max(1, min(step, side // kernel))
+            for step, side, kernel in zip(self.dilation, grid, kernel_size, strict=True)
+        )
+        return (kernel_size[0], kernel_size[1]), (dilation[0], dilation[1])
+
+    def bias_for(self, kernel_size: tuple[int, int]) -> Tensor | None:
+        """The centre of the bias table: (heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)."""
+        if self.relative_position_bias is None:
+            return None
+        top, left = self.kernel_size[0] - kernel_size[0], self.kernel_size[1] - kernel_size[1]
+        table = self.relative_position_bias
+        return table[:, top : table.shape[1] - top, left : table.shape[2] - left]
+
+
+def check_grid(tokens: Tensor, grid: tuple[int, int]) -> None:
+    """Raises ValueError if the tokens (batch, N, dim) don't fill the grid."""
+    if tokens.shape[1] != grid[0] * grid[1]:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens don't fill a {grid[0]}x{grid[1]} map; local attention takes height * width "
+            "tokens without prefix tokens"
+        )

@@ -1,0 +1,426 @@
+"""The fast path of neighborhood attention: tiles of queries, and for each the rectangle of keys that it sees.
+
+The map is cut into tiles of queries, a few rows by a few columns. All queries of a tile together see a rectangle of keys
+that is only kernel_size - 1 longer on each axis, so their scores are one matrix product, with -inf added where a key
+lies outside the window of a query. Along the width, keys are copied once into strips, one for each column of tiles;
+along the height, the rectangles are slices of these strips. Work goes through in portions that fit into the caches of
+the processor's cores. The backward keeps the weights where they are small, else it computes them again.
+
+Both directions are custom operators, which `torch.compile` takes as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Axis(NamedTuple):
+    """One axis cut into tiles. The last tile may reach beyond the map; there it repeats the last query.
+
+    Attributes:
+        kernel_size: keys that a query sees.
+        size: queries of a tile.
+        span: keys of a tile.
+        starts: the first key of each tile.
+        kinds: for each tile, which entry of the following describes it; only those at the borders differ.
+        queries: where the queries are, counted from the first key of the tile: `size` numbers.
+        windows: where the first key is that each query sees, counted likewise.
+    """
+
+    kernel_size: int
+    size: int
+    span: int
+    starts: tuple[int, ...]
+    kinds: tuple[int, ...]
+    queries: tuple[tuple[int, ...], ...]
+    windows: tuple[tuple[int, ...], ...]
+
+    def seen(self, device: torch.device) -> Tensor:
+        """Whether a query sees a key: bool (kinds, size, span)."""
+        keys = torch.arange(self.span, device=device)
+        windows = torch.tensor(self.windows, device=device)[:, :, None]
+        return (keys >= windows) & (keys < windows + self.kernel_size)
+
+    def table_places(self, like: Tensor) -> Tensor:
+        """1 at the place in the bias table for query and key: (kinds, size, span, 2 * kernel_size - 1), dtype as like."""
+        keys = torch.arange(self.span, device=like.device)
+        queries = torch.tensor(self.queries, device=like.device)[:, :, None]
+        place = keys - queries + self.kernel_size - 1  # (kinds, size, span); beyond the table for pairs not seen
+        return (place[..., None] == torch.arange(2 * self.kernel_size - 1, device=like.device)).to(like.dtype)
+
+
+def cut_axis(length: int, kernel_size: int, size: int) -> Axis:
+    """Cuts `length` positions into tiles of `size` queries."""
+    span = min(length, size + kernel_size - 1)
+    starts, kinds = [], []
+    known: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    for first in range(0, length, size):
+        start = min(max(first - kernel_size // 2, 0), length - span)
+        places = [min(place, length - 1) for place in range(first, first + size)]
+        windows = tuple(min(max(place - kernel_size // 2, 0), length - kernel_size) - start for place in places)
+        queries = tuple(place - start for place in places)
+        starts.append(start)
+        kinds.append(known.setdefault((queries, windows), len(known)))
+    queries, windows = zip(*known, strict=True)
+    return Axis(kernel_size, size, span, tuple(starts), tuple(kinds), queries, windows)
+
+
+class Tiling(NamedTuple):
+    """The tiles of a map. Those in one column share a strip of keys, as high as the map."""
+
+    rows: Axis
+    columns: Axis
+
+    @property
+    def queries(self) -> int:
+        """Queries of a tile."""
+        return self.rows.size * self.columns.size
+
+    @property
+    def keys(self) -> int:
+        """Keys of a tile."""
+        return self.rows.span * self.columns.span
+
+    @property
+    def scores(self) -> int:
+        """Scores of one head on one image."""
+        return len(self.rows.starts) * len(self.columns.starts) * self.queries * self.keys
+
+    def window(self, row: int) -> slice:
+        """Where a strip has the keys of the tile in this row."""
+        start = self.rows.starts[row]
+        return slice(start * self.columns.span, (start + self.rows.span) * self.columns.span)
+
+
+def tiling_of(query: Tensor, kernel_size: Sequence[int]) -> Tiling:
+    """The tiling for queries (batch, height, width, heads, head_dim)."""
+    batch, height, width, heads, _ = query.shape
+    return choose_tiling(
+        int(height), int(width), *kernel_size, heads, bool(batch < 8), query.device.type, query.element_size()
+    )
+
+
+@lru_cache(maxsize=256)
+def choose_tiling(
+    height: int, width: int, kernel_high: int, kernel_wide: int, heads: int, few: bool, device: str, bytes_each: int
+) -> Tiling:
+    """The tiling of least cost, by a model fitted to measurements on a CPU with AVX-512 and AMX.
+
+    A tile of m queries and n keys costs (m + unfilled) * n, as small matrices don't fill the vector units. A row of
+    tiles costs a fixed time more, which counts on small maps of few images and on GPUs.
+    """
+    unfilled = 24 if bytes_each > 2 else 48
+    images = 1 if few else 16
+    fixed = 13_000 if device == "cpu" else 10_000_000
+    costs = {}
+    for high in tile_sizes(height):
+        for wide in tile_sizes(width):
+            rows, columns = -(-height // high), -(-width // wide)
+            keys = min(height, high + kernel_high - 1) * min(width, wide + kernel_wide - 1)
+            costs[high, wide] = rows * (fixed + images * heads * columns * (high * wide + unfilled) * keys)
+    high, wide = min(costs, key=lambda size: costs[size])
+    return Tiling(cut_axis(height, kernel_high, high), cut_axis(width, kernel_wide, wide))
+
+
+def tile_sizes(length: int) -> set[int]:
+    """The sides of tiles that leave little beyond the map."""
+    return {-(-length // count) for count in range(1, length + 1)}
+
+
+class Portion(NamedTuple):
+    """The images and columns of tiles that are worked on together."""
+
+    images: slice
+    columns: slice
+
+    def queries(self, cells: Tensor, tiling: Tiling) -> Tensor:
+        """This part of a map (batch, height, width, heads, head_dim), as a view."""
+        size = tiling.columns.size
+        return cells[self.images, :, self.columns.start * size : self.columns.stop * size]
+
+
+def portions(query: Tensor, tiling: Tiling) -> Iterator[Portion]:
+    """Cuts the work so that the scores of one row of tiles fit into the caches."""
+    limit = 250_000 if query.device.type == "cpu" else 50_000_000  # scores
+    batch, _, _, heads, _ = query.shape
+    columns = len(tiling.columns.starts)
+    fitting = max(1, limit // (heads * tiling.queries * tiling.keys))  # columns of tiles
+    for images in equal_slices(batch, max(1, fitting // columns)):
+        for column in equal_slices(columns, fitting):
+            yield Portion(images, column)
+
+
+def equal_slices(length: int, longest: int) -> list[slice]:
+    """The fewest slices of nearly equal length that cover `length`."""
+    step = -(-length // -(-length // longest))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def to_tiles(cells: Tensor, tiling: Tiling) -> Tensor:
+    """(batch, height, width, heads, head_dim) -> (rows, batch * heads * columns, queries, head_dim)."""
+    high, wide = tiling.rows.size, tiling.columns.size
+    below, right = -cells.shape[1] % high, -cells.shape[2] % wide
+    if below or right:
+        cells = functional.pad(cells, (0, 0, 0, 0, 0, right, 0, below))
+    tiles = cells.unflatten(2, (-1, wide)).unflatten(1, (-1, high))  # (batch, rows, high, columns, wide, heads, d)
+    tiles = tiles.permute(1, 0, 5, 3, 2, 4, 6)  # (rows, batch, heads, columns, high, wide, head_dim)
+    return tiles.reshape(tiles.shape[0], -1, high * wide, cells.shape[4])
+
+
+def from_tiles(tiles: Tensor, tiling: Tiling, cells: Tensor) -> None:
+    """The inverse of `to_tiles`, written into cells."""
+    batch, height, width, heads, _ = cells.shape
+    tiles = tiles.unflatten(2, (tiling.rows.size, tiling.columns.size)).unflatten(1, (batch, heads, -1))
+    tiles = tiles.permute(1, 0, 4, 3, 5, 2, 6)  # (batch, rows, high, columns, wide, heads, head_dim)
+    if (tiles.shape[1] * tiles.shape[2], tiles.shape[3] * tiles.shape[4]) == (height, width):
+        cells.unflatten(2, tiles.shape[3:5]).unflatten(1, tiles.shape[1:3]).copy_(tiles)
+    else:
+        cells.copy_(tiles.flatten(3, 4).flatten(1, 2)[:, :height, :width])
+
+
+def to_strips(cells: Tensor, tiling: Tiling, columns: slice) -> Tensor:
+    """Keys or values (batch, height, width, heads, head_dim) -> (batch * heads * columns, height * span, head_dim)."""
+    batch, height, _, heads, head_dim = cells.shape
+    span, starts = tiling.columns.span, tiling.columns.starts[columns]
+    strips = cells.new_empty(batch, heads, len(starts), height, span, head_dim)
+    for index, start in enumerate(starts):
+        strips[:, :, index] = cells[:, :, start : start + span].permute(0, 3, 1, 2, 4)
+    return strips.view(-1, height * span, head_dim)
+
+
+def add_strips(strips: Tensor, tiling: Tiling, columns: slice, cells: Tensor) -> None:
+    """The transpose of `to_strips`: adds the strips to the cells (batch, height, width, heads, head_dim)."""
+    batch, height, _, heads, head_dim = cells.shape
+    span, starts = tiling.columns.span, tiling.columns.starts[columns]
+    strips = strips.view(batch, heads, len(starts), height, span, head_dim)
+    for index, start in enumerate(starts):
+        cells[:, :, start : start + span] += strips[:, :, index].permute(0, 2, 3, 1, 4)
+
+
+def tile_bias(tiling: Tiling, table: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What is added to the scores of a tile: the bias, and -inf where a query doesn't see a key.
+
+    Returns:
+        (kinds of rows, kinds of columns, heads or 1, queries, keys).
+    """
+    rows, columns = tiling.rows.seen(device), tiling.columns.seen(device)  # (kinds, size, span)
+    seen = rows[:, None, :, None, :, None] & columns[:, None, :, None, :]
+    seen = seen.flatten(4, 5).flatten(2, 3)[:, :, None]  # (kinds of rows, kinds of columns, 1, queries, keys)
+    if table is None:
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+    vertical, horizontal = tiling.rows.table_places(table), tiling.columns.table_places(table)
+    added = torch.einsum("hab,rija,cklb->rchikjl", table, vertical, horizontal)
+    return added.flatten(5, 6).flatten(3, 4).to(dtype).masked_fill_(~seen, float("-inf"))
+
+
+def table_gradient(gradient: Tensor, tiling: Tiling) -> Tensor:
+    """From the gradient of what `tile_bias` returns to that of the table, by matrix products instead of scattering."""
+    rows, columns = tiling.rows, tiling.columns
+    tiles = gradient.unflatten(4, (rows.span, columns.span)).unflatten(3, (rows.size, columns.size))
+    vertical, horizontal = rows.table_places(gradient), columns.table_places(gradient)
+    return torch.einsum("rchikjl,rija,cklb->hab", tiles, vertical, horizontal)
+
+
+def runs(kinds: Sequence[int]) -> list[tuple[int, slice]]:
+    """Neighbors of the same kind, together."""
+    result, start = [], 0
+    for kind, group in groupby(kinds):
+        stop = start + len(list(group))
+        result.append((kind, slice(start, stop)))
+        start = stop
+    return result
+
+
+class Work(NamedTuple):
+    """One portion, copied into the layout of tiles and strips, and what forward and backward both do with it.
+
+    Attributes:
+        tiling: of the whole map.
+        kinds: of the columns of tiles at hand.
+        queries: (rows, matrices, queries, head_dim), with matrices = batch * heads * columns.
+        keys, values: (matrices, height * span, head_dim).
+        added: from `tile_bias`.
+        heads, scale: of the attention.
+    """
+
+    tiling: Tiling
+    kinds: tuple[int, ...]
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    added: Tensor
+    heads: int
+    scale: float
+
+    def by_column(self, scores: Tensor) -> Tensor:
+        """(matrices, queries, keys) -> (batch, heads, columns, queries, keys)."""
+        return scores.unflatten(0, (-1, self.heads, len(self.kinds)))
+
+    def weigh(self, row: int, out: Tensor) -> None:
+        """Writes the weights of one row of tiles: (matrices, queries, keys)."""
+        keys = self.keys[:, self.tiling.window(row)]
+        torch.baddbmm(out, self.queries[row], keys.transpose(1, 2), beta=0, alpha=self.scale, out=out)
+        added, scores = self.added[self.tiling.rows.kinds[row]], self.by_column(out)
+        for kind, run in runs(self.kinds):
+            scores[:, :, run].add_(added[kind][:, None])
+        torch.softmax(out, dim=-1, out=out)
+
+
+def prepare(
+    query: Tensor, key: Tensor, value: Tensor, added: Tensor, tiling: Tiling, portion: Portion, scale: float
+) -> Work:
+    """Copies one portion of the inputs."""
+    columns = portion.columns
+    return Work(
+        tiling,
+        tiling.columns.kinds[columns],
+        to_tiles(portion.queries(query, tiling), tiling),
+        to_strips(key[portion.images], tiling, columns),
+        to_strips(value[portion.images], tiling, columns),
+        added,
+        query.shape[3],
+        scale,
+    )
+
+
+def weights_worth_keeping(query: Tensor, tiling: Tiling) -> int:
+    """How many weights the forward should keep for the backward: all, or none if they need much memory."""
+    batch, _, _, heads, head_dim = query.shape
+    several = tiling.keys > 6 * head_dim  # the weights are twice as large as query, key and value
+    return 0 if several else batch * heads * tiling.scores
+
+
+def dropped(weights: Tensor, dropout: float, seed: Tensor | None, place: int) -> Tensor:
+    """The factors of dropout: 0, or 1 / (1 - dropout); the same for the same seed and place."""
+    assert seed is not None
+    generator = torch.Generator(weights.device).manual_seed(int(seed) + place)
+    return torch.empty_like(weights).bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
+
+
+@torch.library.custom_op("visattn::neighborhood_attention", mutates_args=())
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor | None,
+    kernel_size: Sequence[int],
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output of neighborhood attention without dilation, and the weights if they are to be kept and worth it."""
+    tiling = tiling_of(query, kernel_size)
+    added = tile_bias(tiling, table, query.dtype, query.device)
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    kept = query.new_empty(weights_worth_keeping(query, tiling) if keep else 0)
+    used = place = 0
+    for portion in portions(query, tiling):
+        work = prepare(query, key, value, added, tiling, portion, scale)
+        attended = torch.empty_like(work.queries)
+        weights = query.new_empty(work.keys.shape[0], tiling.queries, tiling.keys)
+        for row in range(len(tiling.rows.starts)):
+            if kept.numel():
+                weights = kept[used : used + weights.numel()].view(weights.shape)
+                used += weights.numel()
+            work.weigh(row, weights)
+            shown = weights * dropped(weights, dropout, seed, place) if dropout else weights
+            torch.bmm(shown, work.values[:, tiling.window(row)], out=attended[row])
+            place += 1
+        from_tiles(attended, tiling, portion.queries(output[:], tiling))
+    return output, kept
+
+
+@torch.library.custom_op("visattn::neighborhood_attention_backward", mutates_args=())
+def attend_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor | None,
+    kept: Tensor,
+    kernel_size: Sequence[int],
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of query, key, value and table; the last is empty if there is no table."""
+    tiling = tiling_of(query, kernel_size)
+    added = tile_bias(tiling, table, query.dtype, query.device)
+    added_gradient = torch.zeros(added.shape if table is not None else 0, device=query.device)
+    if query.dtype == torch.float64:
+        added_gradient = added_gradient.double()
+    query_gradient = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    key_gradient, value_gradient = torch.zeros_like(query_gradient), torch.zeros_like(query_gradient)
+    used = place = 0
+    for portion in portions(query, tiling):
+        work = prepare(query, key, value, added, tiling, portion, scale)
+        gradients = to_tiles(portion.queries(gradient, tiling), tiling)  # (rows, matrices, queries, head_dim)
+        queries = torch.empty_like(work.queries)
+        keys, values = torch.zeros_like(work.keys), torch.zeros_like(work.values)
+        weights = query.new_empty(work.keys.shape[0], tiling.queries, tiling.keys)
+        scores = torch.empty_like(weights)  # their gradients
+        summand = query.new_empty(work.keys.shape[0], tiling.keys, query.shape[4])
+        for row in range(len(tiling.rows.starts)):
+            window = tiling.window(row)
+            if kept.numel():
+                weights = kept[used : used + weights.numel()].view(weights.shape)
+                used += weights.numel()
+            else:
+                work.weigh(row, weights)
+            torch.bmm(gradients[row], work.values[:, window].transpose(1, 2), out=scores)
+            shown = weights
+            if dropout:
+                factors = dropped(weights, dropout, seed, place)
+                shown = weights * factors
+                scores.mul_(factors)
+            # Matrix products run in parallel only into contiguous memory, hence the detour for slices of strips.
+            values[:, window].add_(torch.bmm(shown.transpose(1, 2), gradients[row], out=summand))
+            torch.ops.aten._softmax_backward_data.out(scores, weights, -1, weights.dtype, grad_input=scores)
+            torch.baddbmm(queries[row], scores, work.keys[:, window], beta=0, alpha=scale, out=queries[row])
+            keys[:, window].add_(torch.bmm(scores.transpose(1, 2), work.queries[row], out=summand), alpha=scale)
+            if table is not None:
+                sums = added_gradient[tiling.rows.kinds[row]]  # (kinds of columns, heads, queries, keys)
+                for kind, run in runs(work.kinds):
+                    sums[kind] += work.by_column(scores)[:, :, run].sum(dim=(0, 2), dtype=sums.dtype)
+            place += 1
+        from_tiles(queries, tiling, portion.queries(query_gradient, tiling))
+        add_strips(keys, tiling, portion.columns, key_gradient[portion.images])
+        add_strips(values, tiling, portion.columns, value_gradient[portion.images])
+    table_grad = added_gradient if table is None else table_gradient(added_gradient, tiling).to(table.dtype)
+    return query_gradient, key_gradient, value_gradient, table_grad
+
+
+@attend.register_fake
+def _(query, key, value, table, kernel_size, scale, dropout, seed, keep):
+    kept = weights_worth_keeping(query, tiling_of(query, kernel_size)) if keep else 0
+    return torch.empty(query.shape, dtype=query.dtype, device=query.device), query.new_empty(kept)
+
+
+@attend_backward.register_fake
+def _(gradient, query, key, value, table, kept, kernel_size, scale, dropout, seed):
+    new = [torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(3)]
+    return *new, query.new_empty(0) if table is None else torch.empty_like(table)
+
+
+def save_for_backward(ctx, inputs, output) -> None:
+    query, key, value, table, kernel_size, scale, dropout, seed, _ = inputs
+    ctx.save_for_backward(query, key, value, table, output[1], seed)
+    ctx.options = (kernel_size, scale, dropout)
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx, gradient, _):
+    query, key, value, table, kept, seed = ctx.saved_tensors
+    gradients = attend_backward(gradient, query, key, value, table, kept, *ctx.options, seed)
+    return *gradients[:3], None if table is None else gradients[3], None, None, None, None, None
+
+
+attend.register_autograd(backward, setup_context=save_for_backward)
