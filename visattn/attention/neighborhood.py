@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visattn.attention.neighborhood_tiles import attend
+from visattn.attention.dot_product import dot_product_attention
+from visattn.attention.neighborhood_tiles import attend, tile_bias, tile_mask, whole_map
 from visattn.attention.projected import ProjectedAttention, pair
 
 
@@ -50,6 +51,8 @@ def neighborhood_attention(
         raise ValueError(f"query {query.shape}, key {key.shape} and value {value.shape} differ in shape")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if query.shape[1] * query.shape[2] <= 256 and dilation == (1, 1) and not torch.compiler.is_compiling():
+        return attend_densely(query, key, value, kernel_size, scale, bias, dropout)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     seed = torch.randint(2**62, ()) if dropout else None
 
@@ -59,6 +62,29 @@ def neighborhood_attention(
     if dilation == (1, 1):
         return attend_undilated(query, key, value)
     return over_dilation_groups(attend_undilated, query, key, value, dilation)
+
+
+def attend_densely(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: tuple[int, int],
+    scale: float,
+    bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """All scores of a small map, most of them masked: up to 16x16 cells this takes less time than cutting tiles."""
+    height, width = query.shape[1], query.shape[2]
+    tiling = whole_map(height, width, kernel_size)
+    if bias is None:
+        added = tile_mask(tiling, query.dtype, query.device)
+    else:
+        added = tile_bias(tiling, bias, query.dtype, query.device)
+    query, key, value = (
+        tensor.flatten(1, 2).transpose(1, 2) for tensor in (query, key, value)
+    )  # (batch, heads, N, head_dim)
+    attended = dot_product_attention(query, key, value, bias=added[0], dropout=dropout, scale=scale)
+    return attended.transpose(1, 2).unflatten(1, (height, width))
 
 
 def over_dilation_groups(

@@ -1,8 +1,8 @@
 """The fast path of neighborhood attention: tiles of queries, and for each the rectangle of keys that it sees.
 
-The map is cut into tiles of queries, a few rows by a few columns. All queries of a tile together see a rectangle of keys
-that is only kernel_size - 1 longer on each axis, so their scores are one matrix product, with -inf added where a key
-lies outside the window of a query. Along the width, keys are copied once into strips, one for each column of tiles;
+The map is cut into tiles of queries, a few rows by a few columns. All queries of a tile together see a rectangle of
+keys that is only kernel_size - 1 longer on each axis, so their scores are one matrix product, with -inf added where a
+key lies outside the window of a query. Along the width, keys are copied once into strips, one for each column of tiles;
 along the height, the rectangles are slices of these strips. Work goes through in portions that fit into the caches of
 the processor's cores. The backward keeps the weights where they are small, else it computes them again.
 
@@ -49,7 +49,7 @@ class Axis(NamedTuple):
         return (keys >= windows) & (keys < windows + self.kernel_size)
 
     def table_places(self, like: Tensor) -> Tensor:
-        """1 at the place in the bias table for query and key: (kinds, size, span, 2 * kernel_size - 1), dtype as like."""
+        """1 where a query and key read the bias table, of dtype as like: (kinds, size, span, 2 * kernel_size - 1)."""
         keys = torch.arange(self.span, device=like.device)
         queries = torch.tensor(self.queries, device=like.device)[:, :, None]
         place = keys - queries + self.kernel_size - 1  # (kinds, size, span); beyond the table for pairs not seen
@@ -68,8 +68,8 @@ def cut_axis(length: int, kernel_size: int, size: int) -> Axis:
         queries = tuple(place - start for place in places)
         starts.append(start)
         kinds.append(known.setdefault((queries, windows), len(known)))
-    queries, windows = zip(*known, strict=True)
-    return Axis(kernel_size, size, span, tuple(starts), tuple(kinds), queries, windows)
+    described = (tuple(queries for queries, _ in known), tuple(windows for _, windows in known))
+    return Axis(kernel_size, size, span, tuple(starts), tuple(kinds), *described)
 
 
 class Tiling(NamedTuple):
@@ -114,7 +114,7 @@ def choose_tiling(
     """The tiling of least cost, by a model fitted to measurements on a CPU with AVX-512 and AMX.
 
     A tile of m queries and n keys costs (m + unfilled) * n, as small matrices don't fill the vector units. A row of
-    tiles costs a fixed time more, which counts on small maps of few images and on GPUs.
+    tiles costs a fixed time more, which counts on small maps of few images and on GPUs; a copied key as much as 30.
     """
     unfilled = 24 if bytes_each > 2 else 48
     images = 1 if few else 16
@@ -124,9 +124,17 @@ def choose_tiling(
         for wide in tile_sizes(width):
             rows, columns = -(-height // high), -(-width // wide)
             keys = min(height, high + kernel_high - 1) * min(width, wide + kernel_wide - 1)
-            costs[high, wide] = rows * (fixed + images * heads * columns * (high * wide + unfilled) * keys)
+            copied = 30 * columns * min(width, wide + kernel_wide - 1) * height  # strips
+            products = rows * columns * (high * wide + unfilled) * keys
+            costs[high, wide] = rows * fixed + images * heads * (products + copied)
     high, wide = min(costs, key=lambda size: costs[size])
     return Tiling(cut_axis(height, kernel_high, high), cut_axis(width, kernel_wide, wide))
+
+
+@lru_cache(maxsize=256)
+def whole_map(height: int, width: int, kernel_size: tuple[int, int]) -> Tiling:
+    """A single tile."""
+    return Tiling(cut_axis(height, kernel_size[0], height), cut_axis(width, kernel_size[1], width))
 
 
 def tile_sizes(length: int) -> set[int]:
@@ -148,7 +156,7 @@ class Portion(NamedTuple):
 
 def portions(query: Tensor, tiling: Tiling) -> Iterator[Portion]:
     """Cuts the work so that the scores of one row of tiles fit into the caches."""
-    limit = 250_000 if query.device.type == "cpu" else 50_000_000  # scores
+    limit = 160_000 if query.device.type == "cpu" else 50_000_000  # scores
     batch, _, _, heads, _ = query.shape
     columns = len(tiling.columns.starts)
     fitting = max(1, limit // (heads * tiling.queries * tiling.keys))  # columns of tiles
@@ -210,14 +218,22 @@ def tile_bias(tiling: Tiling, table: Tensor | None, dtype: torch.dtype, device: 
     Returns:
         (kinds of rows, kinds of columns, heads or 1, queries, keys).
     """
-    rows, columns = tiling.rows.seen(device), tiling.columns.seen(device)  # (kinds, size, span)
-    seen = rows[:, None, :, None, :, None] & columns[:, None, :, None, :]
-    seen = seen.flatten(4, 5).flatten(2, 3)[:, :, None]  # (kinds of rows, kinds of columns, 1, queries, keys)
+    mask = tile_mask(tiling, dtype, device)
     if table is None:
-        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+        return mask
     vertical, horizontal = tiling.rows.table_places(table), tiling.columns.table_places(table)
     added = torch.einsum("hab,rija,cklb->rchikjl", table, vertical, horizontal)
-    return added.flatten(5, 6).flatten(3, 4).to(dtype).masked_fill_(~seen, float("-inf"))
+    return added.flatten(5, 6).flatten(3, 4).to(dtype) + mask
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is made and kept within inference_mode could not serve a later training
+def tile_mask(tiling: Tiling, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where a query sees a key, else -inf: (kinds of rows, kinds of columns, 1, queries, keys)."""
+    rows, columns = tiling.rows.seen(device), tiling.columns.seen(device)  # (kinds, size, span)
+    seen = rows[:, None, :, None, :, None] & columns[:, None, :, None, :]
+    seen = seen.flatten(4, 5).flatten(2, 3)[:, :, None]
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
 
 
 def table_gradient(gradient: Tensor, tiling: Tiling) -> Tensor:
@@ -418,6 +434,8 @@ def save_for_backward(ctx, inputs, output) -> None:
 
 
 def backward(ctx, gradient, _):
+    if gradient is None:  # nothing depends on the output; the kept weights never have a gradient
+        return (None,) * 9
     query, key, value, table, kept, seed = ctx.saved_tensors
     gradients = attend_backward(gradient, query, key, value, table, kept, *ctx.options, seed)
     return *gradients[:3], None if table is None else gradients[3], None, None, None, None, None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ class ProjectedAttention(nn.Module):
         ValueError: num_heads doesn't divide dim and no head_dim is given.
     """
 
-    record: ClassVar[Callable[[Tensor, Tensor | None], None] | None] = None
+    record: Any = None  # set on an instance; a type of callable would be read as that of a method
 
     def __init__(
         self,

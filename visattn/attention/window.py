@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from visattn.attention.dot_product import dot_product_attention
 from visattn.attention.neighborhood import check_grid
 from visattn.attention.projected import ProjectedAttention, pair
 
@@ -47,11 +48,12 @@ def window_attention(
     """
     grid = (query.shape[1], query.shape[2])
     window_size, shift = check_window(grid, window_size, shift)
-    windows = [into_windows(tensor, window_size, shift) for tensor in (query, key, value)]
+    batch = query.shape[0]
     added = window_bias(grid, window_size, shift, bias, query)
+    query, key, value = (into_windows(tensor, window_size, shift) for tensor in (query, key, value))
     if added is not None:  # the same for every image
-        added = added.expand(query.shape[0], *added.shape).flatten(0, 1) if added.shape[0] > 1 else added
-    attended = functional.scaled_dot_product_attention(*windows, added, dropout, scale=scale)
+        added = added.expand(batch, *added.shape).flatten(0, 1) if added.shape[0] > 1 else added
+    attended = dot_product_attention(query, key, value, bias=added, dropout=dropout, scale=scale)
     return from_windows(attended, grid, window_size, shift)
 
 
@@ -243,8 +245,7 @@ class WindowAttention(ProjectedAttention):
         """The window size and shift on this map."""
         window_size = tuple(min(window, side) for window, side in zip(self.window_size, grid, strict=True))
         shift = tuple(
-            step if side > window else 0
-            for step, side, window in zip(self.shift, grid, self.window_size, strict=True)
+            step if side > window else 0 for step, side, window in zip(self.shift, grid, self.window_size, strict=True)
         )
         return (window_size[0], window_size[1]), (shift[0], shift[1])
 

@@ -264,15 +264,16 @@ class Scanner:
     def ends(self, text: str) -> list[int]:
         """All the lengths at which a beginning of `text` matches, shortest first."""
         found = []
-        state: State | None = self.start
+        state: State = self.start
         for position in range(len(text) + 1):
             if state.accepts >= 0:
                 found.append(position)
             if position == len(text):
                 break
-            state = self._step(state, text[position])
-            if state is None:
+            following = self._step(state, text[position])
+            if following is None:
                 break
+            state = following
         return found
 
     def _step(self, state: State, character: str) -> State | None:

@@ -105,7 +105,8 @@ DEFINITIONS = {
         r"|(([^ \t\n\f\r\"`'<>|.!?(){},-_$]+\.)+(com|net|org|edu)))"
         r'(/[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},\-])?'
     ),
-    "EMAIL": r'(&lt;|<)?[a-zA-Z0-9][^ \t\n\f\r"<>|(){}\u00a0]*@([^ \t\n\f\r"<>|(){}.\u00a0]+\.)*[^ \t\n\f\r"<>|(){}.\u00a0]+(&gt;|>)?',
+    "EMAIL": r'(&lt;|<)?[a-zA-Z0-9][^ \t\n\f\r"<>|(){}\u00a0]*@'
+    r'([^ \t\n\f\r"<>|(){}.\u00a0]+\.)*[^ \t\n\f\r"<>|(){}.\u00a0]+(&gt;|>)?',
     "TWITTER": r"(@[a-zA-Z_][a-zA-Z_0-9]*|#{LETTER}+)",
     "FILE_ENDING": (
         "(bat|bmp|c|class|cgi|cpp|dll|doc|docx|exe|gif|gz|h|htm|html|jar|java|jpeg|jpg|mov|mp3|pdf|php|pl|png|ppt|ps|py"
@@ -113,7 +114,8 @@ DEFINITIONS = {
     ),
     "FILE_NAME": r"({LETTER}|{DIGIT})+(\.({LETTER}|{DIGIT})+)*\.{FILE_ENDING}",
     "PHONE": (
-        r"((\([0-9]{2,3}\)[ \u00a0]?|(\+\+?)?([0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])[0-9]{3,4}[- \u00a0]?[0-9]{3,5}"
+        r"((\([0-9]{2,3}\)[ \u00a0]?|(\+\+?)?([0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])"
+        r"[0-9]{3,4}[- \u00a0]?[0-9]{3,5}"
         r"|((\+\+?)?[0-9]{2,4}\.)?[0-9]{2,4}\.[0-9]{3,4}\.[0-9]{3,5})"
     ),
     # Abbreviations
@@ -132,9 +134,7 @@ DEFINITIONS = {
         "Mr|Mrs|Ms|[M]iss|Drs?|Profs?|Sens?|Reps?|Attys?|Lt|Col|Gen|Messrs|Govs?|Adm|Rev|Maj|Sgt|Cpl|Pvt|Capt|Ste?|Ave|Pres"
         "|Lieut|Hon|Brig|Co?mdr|Pfc|Spc|Supts?|Det|Mt|Ft|Adj|Adv|Asst|Assoc|Ens|Insp|Mlle|Mme|Msgr|Sfc"
     ),
-    "NEVER_LAST": (
-        r"({TITLE}|vs|Alex|Wm|Jos|Cie|a\.k\.a|cf|TREAS|Ph|{ACRONYM}|Invt|Elec|Natl|M[ft]g|Dept)"
-    ),
+    "NEVER_LAST": (r"({TITLE}|vs|Alex|Wm|Jos|Cie|a\.k\.a|cf|TREAS|Ph|{ACRONYM}|Invt|Elec|Natl|M[ft]g|Dept)"),
     "BEFORE_NUMBER": r"(ca|figs?|prop|nos?|art|bldg|pp|op)\.",
     # After an acronym and a space these words begin a sentence
     "SENTENCE_START": (

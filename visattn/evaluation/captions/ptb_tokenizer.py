@@ -7,6 +7,7 @@ it: "plan B." is `b.` before "Two", where a sentence may continue, and `b .` bef
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
 
@@ -23,7 +24,7 @@ LINE_SEPARATORS = re.compile("[\r\x0b\x0c\u2028\u2029]")
 
 # Captions of letters, spaces and commas with a period at the end need no grammar, unless a word is cut in two or the
 # period belongs to an abbreviation.
-_plain = re.compile(r"[A-Za-z, ]*(?: \.|([A-Za-z]{2,})\.)? *").fullmatch
+_plain = re.compile(r"[A-Za-z, ]*(?: \.|\b([A-Za-z]{2,})\.)? *").fullmatch
 _is_cut = re.compile("cannot|g(?:onna|otta|imme)|lemme|wanna", re.IGNORECASE).search
 
 _QUOTES = {"\x91": "`", "\u2018": "`", "\u201b": "`", "\u2039": "`", "\x92": "'", "\u2019": "'", "\u203a": "'"}
@@ -87,7 +88,9 @@ def _check(index: int, caption: str) -> None:
     try:
         caption.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"caption {index} is no valid Unicode (a lone surrogate at {error.start}): {caption!r}") from None
+        raise ValueError(
+            f"caption {index} is no valid Unicode (a lone surrogate at {error.start}): {caption!r}"
+        ) from None
 
 
 class _Stream:
@@ -111,7 +114,8 @@ class _Stream:
 
     def token_lines(self, index: int) -> Iterator[list[str]]:
         """The tokens of the caption at `index`; of the next ones too, as long as a token spans the line's end."""
-        position, line = self.starts[index], []
+        position = self.starts[index]
+        line: list[str] = []
         for token, position in _tokens(self.text, position):  # noqa: B020 (the position moves on)
             if token == "\n":
                 yield line
@@ -154,7 +158,7 @@ def _tokens(text: str, position: int) -> Iterator[tuple[str, int]]:
         elif action != "token":
             token = _rewrite(token, action)
         position = end
-        yield _from_utf16_units(token).lower(), position
+        yield _lower(_from_utf16_units(token)), position
 
 
 def _rewrite(token: str, action: str) -> str:
@@ -223,3 +227,22 @@ def _from_utf16_units(token: str) -> str:
     if token.isascii() or not any("\ud800" <= unit <= "\udfff" for unit in token):
         return token
     return token.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\ufffd", "?")
+
+
+def _lower(token: str) -> str:
+    """Lower case as in Java, which differs from Python's for the Greek sigma at the end of a word."""
+    if "\u03a3" not in token:
+        return token.lower()
+    return re.sub(r"[\w\u0300-\u036f\-'.]+", _lower_sigma, token).lower()
+
+
+def _lower_sigma(word: re.Match[str]) -> str:
+    def sigma(match: re.Match[str]) -> str:
+        follows, precedes = word[0][match.end() :], word[0][: match.start()]
+        return "\u03c2" if any(map(_is_cased, precedes)) and not any(map(_is_cased, follows)) else "\u03c3"
+
+    return re.sub("\u03a3", sigma, word[0])
+
+
+def _is_cased(character: str) -> bool:
+    return unicodedata.category(character) in ("Lu", "Ll", "Lt")

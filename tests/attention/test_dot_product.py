@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from visattn.attention import (
+    MultiHeadAttention,
+    NeighborhoodAttention,
+    WindowAttention,
+    attention_weights,
+    dot_product_attention,
+)
+
+
+def inputs(dtype=torch.float64, keys=11):
+    torch.manual_seed(0)
+    return [torch.randn(2, 3, n, 5, dtype=dtype, requires_grad=True) for n in (7, keys, keys)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_output_equals_the_definition(masked, biased):
+    query, key, value = inputs()
+    mask = torch.rand(2, 1, 7, 11) > 0.3 if masked else None
+    bias = torch.randn(3, 7, 11, dtype=torch.float64, requires_grad=True) if biased else None
+    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * 0.3
+    scores = scores if bias is None else scores + bias
+    scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+    expected = torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), value)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(dot_product_attention(query, key, value, mask, bias, scale=0.3), expected)
+
+
+def test_a_query_that_sees_nothing_gets_zeros_and_finite_gradients():
+    query, key, value = inputs()
+    mask = torch.ones(7, 11, dtype=torch.bool)
+    mask[3] = False
+    weights = attention_weights(query, key, mask)
+    assert (weights[:, :, 3] == 0).all()
+    gradients = torch.autograd.grad((weights @ value).square().sum(), (query, key))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_gradients_pass_gradcheck():
+    assert torch.autograd.gradcheck(dot_product_attention, inputs(), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near_and_trains(dtype):
+    query, key, value = inputs(dtype)
+    output = dot_product_attention(query, key, value)
+    output.sum().backward()
+    expected = dot_product_attention(query.double(), key.double(), value.double())
+    torch.testing.assert_close(output.double(), expected, rtol=0, atol=0.05)
+
+
+def test_compiles_without_graph_breaks():
+    compiled = torch.compile(dot_product_attention, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs(torch.float32)), dot_product_attention(*inputs(torch.float32)))
+
+
+def test_attends_to_a_context_of_other_width():
+    module = MultiHeadAttention(12, 3, context_dim=10)
+    assert module(torch.randn(2, 7, 12), context=torch.randn(2, 11, 10)).shape == (2, 7, 12)
+
+
+kinds = [
+    MultiHeadAttention(12, 3, qk_norm=True),
+    NeighborhoodAttention(12, 3, kernel_size=3, dilation=2),
+    NeighborhoodAttention(12, 3, kernel_size=(5, 3), qk_norm=True),
+    WindowAttention(12, 3, window_size=(3, 5)),
+    WindowAttention(12, 3, window_size=4, shift=(1, 2)),
+]
+
+
+@pytest.mark.parametrize("module", kinds, ids=lambda module: type(module).__name__)
+def test_recording_shows_the_weights_and_changes_no_output(module):
+    tokens = torch.randn(2, 77, 12)
+    expected, seen = module(tokens, (7, 11)), []
+    module.record = lambda weights, keys: seen.append((weights, keys))
+    output = module(tokens, (7, 11))
+    module.record = None
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+    [(weights, keys)] = seen
+    assert weights.shape[:3] == (2, 3, 77)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 77))
+    assert keys is None or keys.shape == (77, weights.shape[3])
+
+
+@pytest.mark.parametrize("module", kinds, ids=lambda module: type(module).__name__)
+def test_every_parameter_has_a_gradient_also_under_autocast(module):
+    module.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        module(torch.randn(2, 77, 12), (7, 11)).float().square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all()
+
+
+def test_heads_that_do_not_divide_the_channels_are_an_error():
+    with pytest.raises(ValueError, match="5 heads"):
+        MultiHeadAttention(12, 5)

@@ -1,0 +1,146 @@
+"""Caption files: COCO annotations, COCO results and Karpathy's splits, checked once, when they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from visattn.evaluation.captions.ptb_tokenizer import LINE_SEPARATORS
+from visattn.evaluation.captions.scores import Progress, Scores, evaluate
+
+
+class CaptionFileError(ValueError):
+    """A caption file that cannot be used; the message names the file, the entry and the field."""
+
+
+def read_references(path: str | PathLike[str], split: str | None = None) -> dict[int, list[str]]:
+    """The reference captions of each image, in the order of the file.
+
+    Args:
+        path: COCO annotations (`{"images": ..., "annotations": [{"image_id", "caption"}]}`), or a split of Karpathy's
+            (`{"images": [{"sentences": [{"raw"}], "split"}]}`).
+        split: "train", "restval", "val" or "test" of Karpathy's file; None takes all.
+    Raises:
+        CaptionFileError: the file is not of that form, or a caption is missing, no string or holds a line separator.
+    """
+    data = _load(path)
+    if not isinstance(data, dict):
+        raise CaptionFileError(f'{path}: expected an object with "annotations" or "images", found {_kind(data)}')
+    if "annotations" in data:
+        if split is not None:
+            raise CaptionFileError(f"{path}: COCO annotations hold no splits, so --split {split} cannot be taken")
+        return _from_annotations(path, data)
+    if "images" in data:
+        return _from_karpathy(path, data["images"], split)
+    raise CaptionFileError(f'{path}: neither "annotations" (COCO) nor "images" (Karpathy) is there')
+
+
+def read_candidates(path: str | PathLike[str], known: Iterable[int]) -> dict[int, str]:
+    """The caption of each image of a COCO results file, `[{"image_id", "caption"}, ...]`.
+
+    Raises:
+        CaptionFileError: the file is not of that form, an image is not among `known`, or has two captions.
+    """
+    data = _load(path)
+    if not isinstance(data, list):
+        raise CaptionFileError(f'{path}: expected a list of {{"image_id", "caption"}}, found {_kind(data)}')
+    ids, candidates = set(known), {}
+    for index, entry in enumerate(data):
+        where = f"{path}: entry {index}"
+        image = _field(where, entry, "image_id")
+        if image not in ids:
+            raise CaptionFileError(f'{where}: "image_id" {image!r} has no references')
+        if image in candidates:
+            raise CaptionFileError(f'{where}: "image_id" {image!r} has a caption already; one an image is allowed')
+        candidates[image] = _caption(where, entry, "caption")
+    if not candidates:
+        raise CaptionFileError(f"{path}: the list of results is empty")
+    return candidates
+
+
+def evaluate_coco(
+    annotation_file: str | PathLike[str],
+    results_file: str | PathLike[str],
+    metrics: Iterable[str] | None = None,
+    split: str | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Scores a results file as COCOEvalCap does: the images that it holds, which are also CIDEr's corpus.
+
+    Args:
+        annotation_file: the references, see `read_references`.
+        results_file: the candidates, see `read_candidates`.
+        metrics, progress: see `evaluate`.
+        split: the part of Karpathy's file to take.
+    Raises:
+        CaptionFileError: one of the files cannot be used.
+    """
+    references = read_references(annotation_file, split)
+    candidates = read_candidates(results_file, references)
+    judged = {image: captions for image, captions in references.items() if image in candidates}
+    return evaluate(judged, candidates, metrics, progress)
+
+
+def _load(path: str | PathLike[str]) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise CaptionFileError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise CaptionFileError(f"{path}: no JSON: {error}") from None
+
+
+def _from_annotations(path: str | PathLike[str], data: dict) -> dict[int, list[str]]:
+    references: dict[int, list[str]] = {}
+    if not isinstance(data["annotations"], list):
+        raise CaptionFileError(f'{path}: "annotations" must be a list, found {_kind(data["annotations"])}')
+    for index, entry in enumerate(data["annotations"]):
+        where = f"{path}: annotation {index}"
+        image = _field(where, entry, "image_id")
+        references.setdefault(image, []).append(_caption(where, entry, "caption"))
+    # pycocotools goes by the list of images, and the order of captions matters to the tokenizer.
+    order = {entry["id"]: None for entry in data.get("images", []) if isinstance(entry, dict) and "id" in entry}
+    return {image: references[image] for image in (*order, *references) if image in references}
+
+
+def _from_karpathy(path: str | PathLike[str], images: Any, split: str | None) -> dict[int, list[str]]:
+    if not isinstance(images, list):
+        raise CaptionFileError(f'{path}: "images" must be a list, found {_kind(images)}')
+    references: dict[int, list[str]] = {}
+    for index, entry in enumerate(images):
+        where = f"{path}: image {index}"
+        sentences = _field(where, entry, "sentences")
+        if split is not None and _field(where, entry, "split") != split:
+            continue
+        image = entry["cocoid"] if "cocoid" in entry else _field(where, entry, "imgid")
+        if not isinstance(sentences, list) or not sentences:
+            raise CaptionFileError(f'{where}: "sentences" must be a list of one or more sentences')
+        references[image] = [_caption(f"{where}, sentence {i}", line, "raw") for i, line in enumerate(sentences)]
+    if not references:
+        raise CaptionFileError(f"{path}: no image of split {split!r}")
+    return references
+
+
+def _field(where: str, entry: Any, name: str) -> Any:
+    if not isinstance(entry, dict):
+        raise CaptionFileError(f"{where}: expected an object, found {_kind(entry)}")
+    if name not in entry:
+        raise CaptionFileError(f'{where}: "{name}" is missing')
+    return entry[name]
+
+
+def _caption(where: str, entry: Any, name: str) -> str:
+    caption = _field(where, entry, name)
+    if not isinstance(caption, str):
+        raise CaptionFileError(f'{where}: "{name}" must be a string, found {_kind(caption)}')
+    if separator := LINE_SEPARATORS.search(caption):
+        raise CaptionFileError(f'{where}: "{name}" holds the line separator U+{ord(separator[0]):04X}: {caption!r}')
+    return caption
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a truth value"}
+    return kinds.get(type(value), "a number")
