@@ -1,0 +1,174 @@
+"""Our own format: a folder with `config.json` and `model.safetensors`; and the door by which weights come in."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from visattn import backbones
+from visattn.data.preprocess import Preprocess
+from visattn.files import atomic_path
+from visattn.heads import ImageClassifier
+
+_format = "visattn-1"
+_backbones = {cls.__name__: cls for cls in (backbones.VisionTransformer, backbones.SwinTransformer, backbones.LocalHybrid)}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read or doesn't fit; the message names the file and what is wrong with it."""
+
+
+def save_pretrained(
+    model: ImageClassifier, folder: str | os.PathLike[str], *, precision: str | None = None
+) -> None:
+    """Writes `config.json` and `model.safetensors`, which `visattn.load_pretrained(folder)` reads.
+
+    The weights are written first and the configuration, without which no folder is read, last; each in one step.
+
+    Args:
+        folder: created if missing.
+        precision: "float16" or "bfloat16" to store floating-point weights so; they are read back as float32.
+
+    Raises:
+        ValueError: precision is something else.
+    """
+    if precision not in (None, "float16", "bfloat16"):
+        raise ValueError(f"precision {precision!r} is unknown; choose float16, bfloat16 or None")
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        kept = tensor.detach().cpu()
+        if precision is not None and kept.is_floating_point():
+            kept = kept.to(getattr(torch, precision))
+        weights[name] = kept.clone(memory_format=torch.contiguous_format)
+    with atomic_path(Path(folder) / "model.safetensors") as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    with atomic_path(Path(folder) / "config.json") as temporary:
+        temporary.write_text(json.dumps(model_config(model), indent=2) + "\n")
+
+
+def model_config(model: ImageClassifier) -> dict[str, Any]:
+    """All that is needed to build the model again, as plain data: what `config.json` holds."""
+    return {
+        "format": _format,
+        "backbone": type(model.backbone).__name__,
+        "arguments": _plain(model.backbone.arguments),
+        "num_classes": model.num_classes,
+        "dropout": model.dropout,
+        "classes": None if model.classes is None else list(model.classes),
+        "preprocess": None if model.preprocess is None else _plain(model.preprocess.arguments),
+    }
+
+
+def build_model(config: Mapping[str, Any], origin: str = "the configuration") -> ImageClassifier:
+    """The model that `model_config` describes, with new weights.
+
+    Args:
+        origin: names the source in errors.
+
+    Raises:
+        CheckpointError: the format or the class of the backbone is unknown, or its arguments don't fit.
+    """
+    if config.get("format") != _format:
+        raise CheckpointError(f"{origin}: format {config.get('format')!r} is not {_format!r}; a newer visattn may know it")
+    name = config.get("backbone")
+    if name not in _backbones:
+        raise CheckpointError(f"{origin}: backbone {name!r} is none of {', '.join(_backbones)}")
+    try:
+        backbone = _backbones[name](**config["arguments"])
+        model = ImageClassifier(backbone, config["num_classes"], dropout=config.get("dropout", 0.0))
+        model.preprocess = Preprocess(**config["preprocess"]) if config.get("preprocess") else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{origin}: doesn't describe a model: {error!r}") from error
+    model.classes = tuple(config["classes"]) if config.get("classes") else None
+    return model
+
+
+def load_strictly(model: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Puts weights into the model, all of them and nothing else.
+
+    Raises:
+        CheckpointError: names are missing or unexpected, or shapes differ; the message names them.
+    """
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - expected.keys())
+    misshapen = [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
+        if names:
+            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            raise CheckpointError(f"{origin}: {len(names)} weights are {problem}: {shown}")
+    model.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in weights.items()})
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a PyTorch file that holds nothing but data.
+
+    A PyTorch file may be a dict of tensors, or hold one under `model`, `state_dict` or `model_state_dict`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, holds no weights, or wants to execute code.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such file")
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: no whole safetensors file: {error}") from error
+    content: Any = read_checkpoint(path)
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    weights = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    if not weights:
+        raise CheckpointError(f"{path}: holds no weights, only {', '.join(map(str, list(content)[:8]))}")
+    return weights
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """All that a PyTorch file holds: tensors and plain data. This is the one `torch.load` of the house.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, or is a pickle that wants to execute code, which is refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, since reading it could execute code that it brings (only tensors and plain data are "
+            "read). Ask its author for a .safetensors file."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no whole PyTorch checkpoint: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON and weights-only checkpoints have them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
