@@ -1,0 +1,138 @@
+"""`load_pretrained`: one function for our own models, runs' checkpoints, and published ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visattn.backbones.features import as_pair
+from visattn.checkpoints import timm, transformers
+from visattn.checkpoints.native import CheckpointError, build_model, load_strictly, read_checkpoint, read_weights
+from visattn.checkpoints.resize import fit_image_size
+from visattn.heads import ImageClassifier
+
+
+def load_pretrained(
+    source: str | os.PathLike[str],
+    architecture: str | None = None,
+    *,
+    num_classes: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+) -> ImageClassifier:
+    """A trained model in eval mode: `model(images)` gives logits, `model.features(images)` gives `Features`.
+
+    Args:
+        source: a folder with `config.json` (ours, timm's or transformers'), a checkpoint of a run of train.py, a bare
+            weights file, or an id on the Hugging Face hub such as "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k".
+        architecture: for a bare weights file, its name in timm, such as "vit_tiny_patch16_224".
+        num_classes: how many logits are wanted; another number than the source has gets a new head with random weights,
+            to be trained. None keeps the source's.
+        image_size: (height, width) in pixels, or one number, to fit the position tables to; None keeps the source's.
+
+    Returns:
+        The model, which carries its `preprocess` and, where known, its `classes`.
+
+    Raises:
+        FileNotFoundError: there is no such file, nor such a hub id.
+        CheckpointError: the source is no known layout, is damaged, wants to execute code, or its weights don't fit; the
+            message names what is missing or unexpected.
+    """
+    path = find_source(source)
+    if path.is_dir():
+        config, weights = read_folder(path)
+        model = model_from(config, weights, path)
+    elif architecture is not None:
+        model = timm.build({"architecture": architecture}, read_weights(path), str(path))
+    else:
+        model = run_model(path)
+    if image_size is not None and as_pair(image_size) != model.backbone.image_size:
+        model = fit_image_size(model, as_pair(image_size))
+    if num_classes is not None and num_classes != model.num_classes:
+        head = ImageClassifier(model.backbone, num_classes, dropout=model.dropout)
+        head.preprocess = model.preprocess
+        model = head
+    return model.eval()
+
+
+def find_source(source: str | os.PathLike[str]) -> Path:
+    """The local path of a source; a hub id's files are downloaded into the hub's cache first."""
+    path = Path(source)
+    if path.exists():
+        return path
+    name = str(source)
+    if name.count("/") != 1 or path.is_absolute() or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors"):
+        raise FileNotFoundError(f"{name}: there is no such file or folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name}: there is no such file or folder, and the Hugging Face hub didn't give it: {error}"
+        ) from error
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the weights in a folder, in one file or several."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: has no config.json; for bare weights give the file and architecture=")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    for name in ("preprocessor_config.json",):
+        if (folder / name).is_file():
+            config["preprocessor"] = json.loads((folder / name).read_text(encoding="utf-8"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(part).name != part for part in parts):
+            raise CheckpointError(f"{index}: names files outside its folder")
+        weights: dict[str, Tensor] = {}
+        for part in parts:
+            weights |= read_weights(folder / part)
+        return config, weights
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return config, read_weights(folder / name)
+    raise FileNotFoundError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
+
+
+def model_from(config: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> ImageClassifier:
+    """The model of a folder, whose configuration tells whose layout it is."""
+    if "format" in config:
+        model = build_model(config, str(folder / "config.json"))
+        load_strictly(model, weights, str(folder))
+        return model
+    if "architecture" in config:
+        return timm.build(config, weights, str(folder))
+    if "model_type" in config:
+        return transformers.build(config, weights, str(folder))
+    raise CheckpointError(
+        f"{folder / 'config.json'}: is none of ours (it would say format), timm's (architecture) or transformers' "
+        "(model_type)"
+    )
+
+
+def run_model(path: Path) -> ImageClassifier:
+    """The model in a checkpoint of train.py; its averaged weights if the run averaged them."""
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path}: holds weights alone: say architecture=, or give the folder with its config.json")
+    checkpoint = read_checkpoint(path)
+    config, state = checkpoint.get("visattn_model"), checkpoint.get("state_dict")
+    if not isinstance(config, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{path}: is no checkpoint of train.py; for bare weights say architecture=")
+    model = build_model(config, str(path))
+    weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    load_strictly(model, {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}, str(path))
+    return model

@@ -1,0 +1,38 @@
+"""Position tables fitted to another image size, once, so that the model is made for it."""
+
+from __future__ import annotations
+
+import torch
+
+from visattn.backbones import SwinTransformer, VisionTransformer
+from visattn.backbones.embedding import resample_positions
+from visattn.checkpoints.native import load_strictly
+from visattn.heads import ImageClassifier
+
+
+@torch.no_grad()
+def fit_image_size(model: ImageClassifier, image_size: tuple[int, int]) -> ImageClassifier:
+    """The same weights in a model made for `image_size` (height, width) in pixels.
+
+    Learned position embeddings are resampled bicubically. Windows that grow or shrink with the image have their tables
+    of relative positions resampled likewise; all other backbones need no change of weights.
+    """
+    backbone = model.backbone
+    resized = type(backbone)(**backbone.arguments | {"image_size": image_size})
+    weights = backbone.state_dict()
+    if isinstance(backbone, VisionTransformer) and isinstance(resized, VisionTransformer):
+        table = backbone.position_embedding
+        if table is not None:
+            antialias = backbone.position_antialias
+            weights["position_embedding"] = resample_positions(table, backbone.grid, resized.grid, antialias)
+    if isinstance(backbone, SwinTransformer):
+        for name, expected in resized.state_dict().items():
+            if name.endswith("relative_position_bias") and weights[name].shape != expected.shape:
+                weights[name] = torch.nn.functional.interpolate(
+                    weights[name][None].float(), expected.shape[1:], mode="bicubic", align_corners=False
+                )[0].to(weights[name].dtype)
+    load_strictly(resized, weights, f"fitting the positions to {image_size[0]}x{image_size[1]} pixels")
+    model.backbone = resized
+    if model.preprocess is not None:
+        model.preprocess = model.preprocess.at(image_size)
+    return model
