@@ -44,15 +44,16 @@ def load_pretrained(
             message names what is missing or unexpected.
     """
     path = find_source(source)
+    size = None if image_size is None else as_pair(image_size)
     if path.is_dir():
         config, weights = read_folder(path)
-        model = model_from(config, weights, path)
+        model = model_from(config, weights, path, size)
     elif architecture is not None:
-        model = timm.build({"architecture": architecture}, read_weights(path), str(path))
+        model = timm.build({"architecture": architecture}, read_weights(path), str(path), size)
     else:
         model = run_model(path)
-    if image_size is not None and as_pair(image_size) != model.backbone.image_size:
-        model = fit_image_size(model, as_pair(image_size))
+    if size is not None and size != model.backbone.image_size:
+        model = fit_image_size(model, size)
     if num_classes is not None and num_classes != model.num_classes:
         head = ImageClassifier(model.backbone, num_classes, dropout=model.dropout)
         head.preprocess = model.preprocess
@@ -108,14 +109,16 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     raise FileNotFoundError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
 
 
-def model_from(config: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> ImageClassifier:
+def model_from(
+    config: dict[str, Any], weights: dict[str, Tensor], folder: Path, image_size: tuple[int, int] | None
+) -> ImageClassifier:
     """The model of a folder, whose configuration tells whose layout it is."""
     if "format" in config:
         model = build_model(config, str(folder / "config.json"))
         load_strictly(model, weights, str(folder))
         return model
     if "architecture" in config:
-        return timm.build(config, weights, str(folder))
+        return timm.build(config, weights, str(folder), image_size)
     if "model_type" in config:
         return transformers.build(config, weights, str(folder))
     raise CheckpointError(

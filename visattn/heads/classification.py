@@ -20,7 +20,7 @@ class ImageClassifier(nn.Module):
 
     Args:
         backbone: gives the features.
-        num_classes: number of logits.
+        num_classes: number of logits; None leaves the head out: only `features` works then.
         dropout: probability on the pooled features, in training.
 
     Attributes:
@@ -33,18 +33,20 @@ class ImageClassifier(nn.Module):
     Source: DeiT (Touvron et al. 2021, https://arxiv.org/abs/2012.12877), section 4, for the distillation head.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int | None, *, dropout: float = 0.0) -> None:
         super().__init__()
-        if num_classes < 1:
+        if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes {num_classes} is too few; for features alone use the backbone")
         self.backbone = backbone
         self.num_classes = num_classes
         self.dropout = dropout
         self.classes: tuple[str, ...] | None = None
         self.preprocess: Preprocess | None = None
-        self.head = nn.Linear(backbone.num_features, num_classes)
         distilled = getattr(backbone, "distillation_token", None) is not None
-        self.distillation_head = nn.Linear(backbone.num_features, num_classes) if distilled else None
+        self.head = None if num_classes is None else nn.Linear(backbone.num_features, num_classes)
+        self.distillation_head = (
+            nn.Linear(backbone.num_features, num_classes) if distilled and num_classes is not None else None
+        )
         for head in (self.head, self.distillation_head):
             if head is not None:
                 nn.init.trunc_normal_(head.weight, std=0.02)
@@ -55,7 +57,13 @@ class ImageClassifier(nn.Module):
         return self.backbone(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, channels, H, W) to logits (B, num_classes)."""
+        """Images (B, channels, H, W) to logits (B, num_classes).
+
+        Raises:
+            ValueError: the model has no head.
+        """
+        if self.head is None:
+            raise ValueError("this model has no classifier: use model.features(images), or load it with num_classes=")
         features = self.features(images)
         logits = self.head(self.drop(features.pooled))
         if self.distillation_head is None:
