@@ -267,7 +267,7 @@ def swin_arguments(original: Any) -> dict[str, Any]:
         "dim": original.embed_dim,
         "depths": tuple(len(stage.blocks) for stage in original.layers),
         "num_heads": tuple(block.attn.num_heads for block in first),
-        "window_size": tuple(max(block.target_window_size) for block in first),
+        "window_size": tuple(max(block.window_size) for block in first),
         "mlp_ratio": first[0].mlp.fc1.out_features / original.embed_dim,
         "qkv_bias": first[0].attn.qkv.bias is not None,
         "in_channels": original.patch_embed.proj.in_channels,
@@ -322,12 +322,10 @@ def preprocess_of(published: Mapping[str, Any], image_size: tuple[int, int]) -> 
     """timm's evaluation transform at this image size."""
     crop = published.get("crop_pct") or 0.875
     height, width = image_size
-    fit = _fits[published.get("crop_mode") or "center"]
-    resize = (height, width) if fit == "stretch" else (math.floor(height / crop), math.floor(width / crop))
     return Preprocess(
         image_size,
-        resize=resize,
-        fit=fit,
+        resize=(math.floor(height / crop), math.floor(width / crop)),
+        fit=_fits[published.get("crop_mode") or "center"],
         interpolation=published.get("interpolation") or "bicubic",
         mean=published.get("mean") or (0.485, 0.456, 0.406),
         std=published.get("std") or (0.229, 0.224, 0.225),
