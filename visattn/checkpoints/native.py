@@ -20,16 +20,16 @@ from visattn.files import atomic_path
 from visattn.heads import ImageClassifier
 
 _format = "visattn-1"
-_backbones = {cls.__name__: cls for cls in (backbones.VisionTransformer, backbones.SwinTransformer, backbones.LocalHybrid)}
+_backbones = {
+    cls.__name__: cls for cls in (backbones.VisionTransformer, backbones.SwinTransformer, backbones.LocalHybrid)
+}
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or doesn't fit; the message names the file and what is wrong with it."""
 
 
-def save_pretrained(
-    model: ImageClassifier, folder: str | os.PathLike[str], *, precision: str | None = None
-) -> None:
+def save_pretrained(model: ImageClassifier, folder: str | os.PathLike[str], *, precision: str | None = None) -> None:
     """Writes `config.json` and `model.safetensors`, which `visattn.load_pretrained(folder)` reads.
 
     The weights are written first and the configuration, without which no folder is read, last; each in one step.
@@ -78,7 +78,9 @@ def build_model(config: Mapping[str, Any], origin: str = "the configuration") ->
         CheckpointError: the format or the class of the backbone is unknown, or its arguments don't fit.
     """
     if config.get("format") != _format:
-        raise CheckpointError(f"{origin}: format {config.get('format')!r} is not {_format!r}; a newer visattn may know it")
+        raise CheckpointError(
+            f"{origin}: format {config.get('format')!r} is not {_format!r}; a newer visattn may know it"
+        )
     name = config.get("backbone")
     if name not in _backbones:
         raise CheckpointError(f"{origin}: backbone {name!r} is none of {', '.join(_backbones)}")

@@ -130,7 +130,9 @@ def model_from(
 def run_model(path: Path) -> ImageClassifier:
     """The model in a checkpoint of train.py; its averaged weights if the run averaged them."""
     if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path}: holds weights alone: say architecture=, or give the folder with its config.json")
+        raise CheckpointError(
+            f"{path}: holds weights alone: say architecture=, or give the folder with its config.json"
+        )
     checkpoint = read_checkpoint(path)
     config, state = checkpoint.get("visattn_model"), checkpoint.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):

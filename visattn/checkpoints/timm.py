@@ -233,7 +233,9 @@ def design_arguments(original: Any, block: Any, unit: Any, origin: str) -> dict[
         }
         norms = [not isinstance(getattr(part, "norm", nn.Identity()), nn.Identity) for part in (unit, mlp)]
         if norms[0] != norms[1]:
-            raise CheckpointError(f"{origin}: a norm within only one of attention and MLP has no counterpart in visattn")
+            raise CheckpointError(
+                f"{origin}: a norm within only one of attention and MLP has no counterpart in visattn"
+            )
         sub_norm = norms[0]
         scale = getattr(branch, "ls" if twin else "ls1", None)
     activation_name = type(activation).__name__
