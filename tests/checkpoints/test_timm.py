@@ -6,6 +6,7 @@ from timm.models import save_for_hf, swin_transformer, vision_transformer
 
 import visattn
 from visattn.checkpoints import CheckpointError, load_pretrained
+from visattn.checkpoints import timm as layout
 
 # timm's name and arguments that make it small: one of each kind that timm builds from its two classes.
 small = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 48}
@@ -115,8 +116,6 @@ def test_preprocess_equals_the_published_transform():
     from PIL import Image
     from timm.data import create_transform, resolve_data_config
 
-    from visattn.checkpoints.timm import preprocess_of
-
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (61, 83, 3), dtype=torch.uint8, generator=generator)
     picture = Image.fromarray(pixels.numpy()).resize((332, 244))
@@ -124,11 +123,9 @@ def test_preprocess_equals_the_published_transform():
         published = {"input_size": (3, 96, 96), "crop_pct": 0.9, "crop_mode": mode, "interpolation": "bicubic"}
         published |= {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
         theirs = create_transform(**resolve_data_config(pretrained_cfg=published))(picture)
-        torch.testing.assert_close(preprocess_of(published, (96, 96))(picture), theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(layout.preprocess_of(published, (96, 96))(picture), theirs, rtol=0, atol=1e-5)
 
 
 def test_other_classes_of_timm_are_refused_by_name():
     with pytest.raises(CheckpointError, match="ResNet"):
-        from visattn.checkpoints import timm as layout
-
         layout.build({"architecture": "resnet18"}, {}, "weights")
