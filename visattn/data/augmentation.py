@@ -20,7 +20,7 @@ class Augmentation:
         flip: probability of a horizontal flip.
         randaugment: operations of RandAugment per image (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
         magnitude: of RandAugment, 0 to 30.
-        erasing: probability that a rectangle is replaced by noise (Zhong et al. 2020,
+        erasing: probability that a rectangle is greyed (Zhong et al. 2020,
             https://arxiv.org/abs/1708.04896).
         mixup: alpha of mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
         cutmix: alpha of CutMix (Yun et al. 2019, https://arxiv.org/abs/1905.04899); with mixup, each takes half of the
@@ -54,7 +54,7 @@ class Augmentation:
 
     def pixels(self, images: Tensor, epoch: int, indices: Sequence[int]) -> Tensor:
         """Augments images (B, 3, H, W), uint8."""
-        draws = torch.from_numpy(np.stack([self.draws(epoch, index) for index in indices]))  # (B, 8) in [0, 1)
+        draws = torch.from_numpy(np.stack([self.draws(epoch, index) for index in indices]))  # (B, 9) in [0, 1)
         images = self.crop_and_flip(images, draws[:, 0], draws[:, 1], draws[:, 2])
         if self.randaugment is not None:
             with torch.random.fork_rng(devices=[]):
@@ -69,18 +69,19 @@ class Augmentation:
         """Mixes float images (B, 3, H, W) and labels (B,) of a batch; mixed labels are (B, classes)."""
         if not self.mixers:
             return images, labels
-        draws = self.draws(epoch, first_index)
-        if draws[7] >= self.mix_probability:
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[first_index, epoch, 1, 0]))
+        mixed, which, seed = generator.random(3)
+        if mixed >= self.mix_probability:
             return images, labels
-        mixer = self.mixers[int(draws[6] * len(self.mixers))]
+        mixer = self.mixers[int(which * len(self.mixers))]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(draws[5] * 2**53))
+            torch.manual_seed(int(seed * 2**53))
             return mixer(images, labels)
 
     def draws(self, epoch: int, index: int) -> np.ndarray:
-        """Eight numbers in [0, 1) that belong to an image in an epoch."""
+        """Nine numbers in [0, 1) that belong to an image in an epoch."""
         bits = np.random.Philox(key=self.seed, counter=[index, epoch, 0, 0])
-        return np.random.Generator(bits).random(8)
+        return np.random.Generator(bits).random(9)
 
     def crop_and_flip(self, images: Tensor, vertical: Tensor, horizontal: Tensor, flip: Tensor) -> Tensor:
         batch, _, height, width = images.shape
@@ -94,21 +95,19 @@ class Augmentation:
         return cells.permute(0, 3, 1, 2)
 
     def erase(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Replaces a rectangle of 2 to 33 % of the area and sides 0.3 to 3.3 to 1 by noise."""
+        """Greys a rectangle of 2 to 33 % of the area, whose sides are as 1 to 3.3 at most."""
         height, width = images.shape[-2:]
         area = (0.02 + 0.31 * draws[:, 4]) * height * width
         ratio = torch.exp((2 * draws[:, 5] - 1) * np.log(3.3))
         tall = (area * ratio).sqrt().clamp(max=height).round()  # (B,)
         wide = (area / ratio).sqrt().clamp(max=width).round()
-        corner = (draws[:, 6] * 997 % 1, draws[:, 6])
-        top, left = (corner[0] * (height - tall + 1)).floor(), (corner[1] * (width - wide + 1)).floor()
+        top = (draws[:, 6] * (height - tall + 1)).floor()
+        left = (draws[:, 7] * (width - wide + 1)).floor()
         row, column = torch.arange(height), torch.arange(width)
         inside_rows = (row >= top[:, None]) & (row < (top + tall)[:, None])  # (B, H)
         inside_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])  # (B, W)
-        inside = inside_rows[:, :, None] & inside_columns[:, None, :] & (draws[:, 7] < self.erasing)[:, None, None]
-        generator = torch.Generator().manual_seed(int(draws[0, 7] * 2**53))
-        noise = torch.randint(256, (1, *images.shape[1:]), dtype=torch.uint8, generator=generator)
-        return torch.where(inside[:, None], noise, images)
+        inside = inside_rows[:, :, None] & inside_columns[:, None, :] & (draws[:, 8] < self.erasing)[:, None, None]
+        return images.masked_fill(inside[:, None], 127)
 
 
 def reflect(positions: Tensor, size: int) -> Tensor:
