@@ -103,7 +103,9 @@ def refuse_sweep_over_processes(trainer: lightning.Trainer) -> None:
 
 def quieten_lightning() -> None:
     """Silences advice that doesn't apply here and leaves every other message."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip" not in record.getMessage()
+    )
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches come from memory
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # a resumed run
 

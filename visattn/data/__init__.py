@@ -1,5 +1,22 @@
 """Data sets as Lightning data modules, and the door by which pictures come in."""
 
+from visattn.data.augmentation import Augmentation
+from visattn.data.cifar import CIFAR10DataModule, CIFAR100DataModule
+from visattn.data.image_folder import ImageFolderDataModule
+from visattn.data.images import ImageFileError, open_image
 from visattn.data.preprocess import Preprocess
+from visattn.data.scenes import Scene, draw_scene
+from visattn.data.shapes import ShapesDataModule
 
-__all__ = ["Preprocess"]
+__all__ = [
+    "Augmentation",
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "ImageFileError",
+    "ImageFolderDataModule",
+    "Preprocess",
+    "Scene",
+    "ShapesDataModule",
+    "draw_scene",
+    "open_image",
+]

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -49,7 +47,7 @@ class ImageBatches(Dataset):
         if isinstance(self.images, Tensor):
             pixels = self.images[chosen]
         else:
-            pixels = torch.stack([picture_pixels(self.images[index], self.preprocess) for index in chosen.tolist()])
+            pixels = torch.stack([self.preprocess.pixels(open_image(self.images[index])) for index in chosen.tolist()])
         labels = torch.where(torch.tensor(indices) < 0, -1, self.labels[chosen])
         if self.augmentation is not None:
             pixels = self.augmentation.pixels(pixels, epoch, chosen.tolist())
@@ -129,17 +127,6 @@ class ImageClassificationData(lightning.LightningDataModule):
 def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Batches come whole out of `ImageBatches`."""
     return batch
-
-
-def picture_pixels(path: Path, preprocess: Preprocess) -> Tensor:
-    """A file as (3, height, width) uint8 at the size of `preprocess`, not yet normalised."""
-    whole = Preprocess(**preprocess.arguments | {"mean": (0, 0, 0), "std": (1, 1, 1)})
-    return (whole(open_image(path)) * 255).round().to(torch.uint8)
-
-
-def array_pixels(image: Image.Image) -> Tensor:
-    """A picture as (3, height, width) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from visattn.data.classification import ImageClassificationData, hold_out, picture_pixels
-from visattn.data.images import ImageFileError, image_suffixes
+from visattn.data.classification import ImageClassificationData, hold_out
+from visattn.data.images import ImageFileError, image_suffixes, open_image
 from visattn.data.preprocess import Preprocess, imagenet_mean, imagenet_std
 
 _split_names = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
@@ -88,7 +90,7 @@ class ImageFolderDataModule(ImageClassificationData):
                 self.splits[split] = check_images(paths, labels, self.on_error == "skip", skipped)
         if skipped:
             shown = "; ".join(skipped[:3])
-            lightning_warning(f"{len(skipped)} of {count} pictures in {self.root} could not be read: {shown}")
+            rank_zero_warn(f"{len(skipped)} of {count} pictures in {self.root} could not be read: {shown}")
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -135,7 +137,7 @@ def load_images(
 
     def read(path: Path) -> Tensor | None:
         try:
-            return picture_pixels(path, preprocess)
+            return preprocess.pixels(open_image(path))
         except ImageFileError as error:
             if not skip:
                 raise
@@ -154,8 +156,6 @@ def check_images(
     paths: Sequence[Path], labels: Tensor, skip: bool, skipped: list[str]
 ) -> tuple[Sequence[Path], Tensor]:
     """The paths of all pictures that can be opened; the decoding is left for later."""
-    from PIL import Image
-
     kept = []
     for index, path in enumerate(paths):
         try:
@@ -167,9 +167,3 @@ def check_images(
                 raise ImageFileError(f"{path}: is no whole picture: {error}") from error
             skipped.append(f"{path}: {error}")
     return [paths[index] for index in kept], labels[kept]
-
-
-def lightning_warning(message: str) -> None:
-    from lightning.pytorch.utilities import rank_zero_warn
-
-    rank_zero_warn(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -70,14 +71,20 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """A picture of any size and mode to a float tensor (3, height, width)."""
+        pixels = functional.to_dtype(self.pixels(image), torch.float32, scale=True)
+        return functional.normalize(pixels, self.mean, self.std)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """A picture to (3, height, width), uint8: resized and cropped, not yet normalised."""
         image = image.convert("RGB")
         if self.fit != "none":
             height, width = self.resized(image.height, image.width)
-            image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if self.fit == "contain":
             image = self.pad(image)
-        pixels = functional.center_crop(functional.pil_to_tensor(image), list(self.image_size))  # (3, height, width)
-        return functional.normalize(functional.to_dtype(pixels, torch.float32, scale=True), self.mean, self.std)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, resized height, resized width)
+        return pixels if pixels.shape[1:] == self.image_size else functional.center_crop(pixels, list(self.image_size))
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that a picture of this height and width is resized to."""

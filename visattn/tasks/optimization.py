@@ -34,9 +34,7 @@ def parameter_groups(
         if layer_decay != 1.0 and id(parameter) in names_in_backbone:
             depth = backbone.layer_of(names_in_backbone[id(parameter)])
             scale = layer_decay ** (backbone.num_layers - depth)
-        group = groups.setdefault(
-            (scale, decay), {"params": [], "lr": learning_rate * scale, "weight_decay": decay}
-        )
+        group = groups.setdefault((scale, decay), {"params": [], "lr": learning_rate * scale, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
 
