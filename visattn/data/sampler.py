@@ -11,9 +11,9 @@ from torch.utils.data import Sampler
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index) pairs; the epoch is there for augmentation, which depends on both.
 
-    The order is drawn from (seed, epoch). Processes take turns, so that batch i of all processes together holds the same
+    The order is drawn from (seed, epoch). Processes take turns, so that batch i of all of them together holds the same
     samples as batch i of one process with a batch as large as theirs together. Where the length doesn't divide among
-    the processes, index -1 fills up, so that all make the same number of steps; the data set labels it to be ignored.
+    them, index -1 fills up, so that all make the same number of steps; the data set labels it to be ignored.
 
     Args:
         length: of the data set.

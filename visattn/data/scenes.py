@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes, drawn from a seed and an index: pictures with exact boxes, masks, captions and questions."""
+"""Scenes of coloured shapes, drawn from a seed and an index: with exact boxes, masks, captions and questions."""
 
 from __future__ import annotations
 
@@ -229,18 +229,21 @@ def describe(plan: ScenePlan, slot: int, mask: np.ndarray) -> SceneObject:
 
 
 def caption(objects: Sequence[SceneObject], relation: str) -> tuple[str, ...]:
-    """Several true sentences, from the plain to the full."""
+    """Several true sentences, from the full to the plain."""
     circle, square = objects[:2]
     opposite = relations[relations.index(relation) ^ 1]
-    rest = " and ".join(f"a {thing.name}" for thing in objects[2:])
-    sentences = [
-        f"a {circle.name} {relation} a {square.name}",
-        f"there is a {square.color} square {opposite} a {circle.color} circle",
+    rest = " and ".join(with_article(thing.name) for thing in objects[2:])
+    return (
+        f"{with_article(circle.name)} {relation} {with_article(square.name)}",
+        f"there is {with_article(square.color)} square {opposite} {with_article(circle.color)} circle",
         f"the {circle.kind} is {relation} the {square.kind}",
-        f"a picture of a {square.name} with a {circle.color} circle {side_of(relation)}",
-        f"a {circle.name} and a {square.name}" + (f" together with {rest}" if rest else ""),
-    ]
-    return tuple(sentences)
+        f"a picture of {with_article(square.name)} with {with_article(circle.color)} circle {side_of(relation)}",
+        f"{with_article(circle.name)} and {with_article(square.name)}" + (f" together with {rest}" if rest else ""),
+    )
+
+
+def with_article(words: str) -> str:
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def side_of(relation: str) -> str:

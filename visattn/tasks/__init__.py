@@ -1,5 +1,6 @@
-"""Lightning modules: a backbone, a head, a loss and metrics for one purpose each."""
+"""Lightning modules, one for each purpose: a backbone, a head, a loss and metrics; and the callbacks of a run."""
 
+from visattn.tasks.callbacks import AtomicCheckpointIO, ExponentialMovingAverage, StepSeed
 from visattn.tasks.classification import ImageClassification
 
-__all__ = ["ImageClassification"]
+__all__ = ["AtomicCheckpointIO", "ExponentialMovingAverage", "ImageClassification", "StepSeed"]

@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from visattn.checkpoints import load_pretrained, model_config, save_pretrained
+from visattn.data import Preprocess
 from visattn.files import atomic_path
 from visattn.heads import ImageClassifier
 from visattn.interpret import attention_heatmap, prediction_grid
@@ -26,7 +27,8 @@ class ImageClassification(lightning.LightningModule):
         data: the data module; it gives the classes, the image size and the preprocessing that the model keeps.
         backbone: images (B, 3, H, W) -> Features. None takes backbone and head from `pretrained`.
         pretrained: a source of `visattn.load_pretrained` to start from. Its head is kept if it has as many classes as
-            the data, and otherwise replaced by a new one for training.
+            the data.
+        replace_head: give a pretrained model of other classes a new head, to be trained, rather than refuse it.
         learning_rate: the peak of the schedule.
         weight_decay: of matrices and kernels; vectors and position tables are not decayed.
         layer_decay: factor on the learning rate from each layer to the one below it; 1 for training from scratch.
@@ -40,7 +42,10 @@ class ImageClassification(lightning.LightningModule):
         seed: of the random numbers in the network (dropout, drop path).
 
     Raises:
-        ValueError: not exactly one of `backbone` and `pretrained` is given.
+        ValueError: not exactly one of `backbone` and `pretrained` is given, or the pretrained model's classes are not
+            those of the data and its head shall stay.
+
+    The values of a run are in conf/task/classification.yaml.
     """
 
     def __init__(
@@ -49,17 +54,18 @@ class ImageClassification(lightning.LightningModule):
         backbone: nn.Module | None = None,
         pretrained: str | None = None,
         *,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.05,
-        layer_decay: float = 1.0,
-        betas: Sequence[float] = (0.9, 0.999),
-        warmup_epochs: float = 1.0,
-        final_learning_rate: float = 0.01,
-        label_smoothing: float = 0.1,
-        dropout: float = 0.0,
-        compile: bool = False,
-        channels_last: bool = False,
-        seed: int = 0,
+        replace_head: bool,
+        learning_rate: float,
+        weight_decay: float,
+        layer_decay: float,
+        betas: Sequence[float],
+        warmup_epochs: float,
+        final_learning_rate: float,
+        label_smoothing: float,
+        dropout: float,
+        compile: bool,
+        channels_last: bool,
+        seed: int,
     ) -> None:
         super().__init__()
         if (backbone is None) == (pretrained is None):
@@ -67,8 +73,7 @@ class ImageClassification(lightning.LightningModule):
         if backbone is not None:
             self.model = ImageClassifier(backbone, data.num_classes, dropout=dropout)
         else:
-            self.model = load_pretrained(pretrained, num_classes=data.num_classes, image_size=data.image_size)
-            self.model.train()
+            self.model = start_from(str(pretrained), data, replace_head).train()
         self.model.classes = tuple(data.classes)
         self.model.preprocess = data.preprocess
         self.learning_rate = learning_rate
@@ -85,12 +90,12 @@ class ImageClassification(lightning.LightningModule):
         if compile:
             self.model.compile()
 
-        metrics = MetricCollection({"accuracy": MulticlassAccuracy(data.num_classes, average="micro")})
+        metrics = MetricCollection({"accuracy": MulticlassAccuracy(data.num_classes, average="micro", ignore_index=-1)})
         if data.num_classes > 5:
-            metrics["accuracy_top5"] = MulticlassAccuracy(data.num_classes, top_k=5, average="micro")
+            metrics["accuracy_top5"] = MulticlassAccuracy(data.num_classes, top_k=5, average="micro", ignore_index=-1)
         self.validation_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.test_confusion = MulticlassConfusionMatrix(data.num_classes)
+        self.test_confusion = MulticlassConfusionMatrix(data.num_classes, ignore_index=-1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), preprocessed, to logits (B, classes)."""
@@ -100,7 +105,8 @@ class ImageClassification(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch  # labels: (B,) or, mixed, (B, classes)
-        loss = functional.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        ignored = {} if labels.is_floating_point() else {"ignore_index": -1}  # those fill up the last batch
+        loss = functional.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing, **ignored)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         return loss
 
@@ -108,7 +114,7 @@ class ImageClassification(lightning.LightningModule):
         images, labels = batch
         logits = self(images)
         self.validation_metrics(logits, labels)
-        self.log("val/loss", functional.cross_entropy(logits, labels), sync_dist=True, batch_size=len(images))
+        self.log_loss("val/loss", logits, labels)
         self.log_dict(self.validation_metrics, prog_bar=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -116,8 +122,14 @@ class ImageClassification(lightning.LightningModule):
         logits = self(images)
         self.test_metrics(logits, labels)
         self.test_confusion.update(logits, labels)
-        self.log("test/loss", functional.cross_entropy(logits, labels), sync_dist=True, batch_size=len(images))
+        self.log_loss("test/loss", logits, labels)
         self.log_dict(self.test_metrics)
+
+    def log_loss(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        """The mean over all images but those of label -1, which only fill up the batches of several processes."""
+        real = int((labels >= 0).sum())
+        loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / max(real, 1)
+        self.log(name, loss, sync_dist=True, batch_size=max(real, 1))
 
     def configure_optimizers(self) -> dict:
         groups = parameter_groups(
@@ -134,14 +146,24 @@ class ImageClassification(lightning.LightningModule):
         # With this, visattn.load_pretrained reads a run's checkpoint like any published model.
         checkpoint["visattn_model"] = model_config(self.model)
 
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        saved, ours = checkpoint.get("visattn_model"), model_config(self.model)
+        if saved is not None and (saved["backbone"], saved["arguments"]) != (ours["backbone"], ours["arguments"]):
+            keys = sorted(saved["arguments"].keys() | ours["arguments"].keys())
+            differing = [key for key in keys if saved["arguments"].get(key) != ours["arguments"].get(key)]
+            raise ValueError(
+                f"the checkpoint is of another model than the configuration: {saved['backbone']} instead of "
+                f"{ours['backbone']}, differing in {', '.join(differing) or 'nothing else'}; resume with the same model="
+            )
+
     @torch.no_grad()
     def save_results(self, folder: Path, data: lightning.LightningDataModule) -> None:
         """Writes `model/` (portable), `predictions.png` and `confusion.png` into the run's folder."""
         save_pretrained(self.model, folder / "model")
 
         self.model.eval()
-        images, labels = next(iter(data.test_dataloader()))
-        images, labels = images[:24].to(self.device), labels[:24].tolist()
+        images, targets = data.examples(24)
+        images, labels = images.to(self.device), targets.tolist()
         probabilities = self(images).float().softmax(dim=-1)  # (24, classes)
         attention = attention_heatmap(self.model, images)  # (24, H, W)
         picture = prediction_grid(
@@ -150,6 +172,22 @@ class ImageClassification(lightning.LightningModule):
         with atomic_path(folder / "predictions.png") as temporary:
             picture.save(temporary)
 
+        self.test_confusion.cpu()
         figure, _ = self.test_confusion.plot(labels=list(self.model.classes), add_text=data.num_classes <= 20)
         with atomic_path(folder / "confusion.png") as temporary:
             figure.savefig(temporary, dpi=120, bbox_inches="tight")
+
+
+def start_from(source: str, data: lightning.LightningDataModule, replace_head: bool) -> ImageClassifier:
+    """A pretrained model for these data, which are normalised as it expects from here on."""
+    model = load_pretrained(source, num_classes=data.num_classes if replace_head else None, image_size=data.image_size)
+    if model.num_classes != data.num_classes:
+        raise ValueError(f"{source}: has {model.num_classes} classes and the data {data.num_classes}; nothing to test")
+    if not replace_head and model.classes is not None and model.classes != tuple(data.classes):
+        raise ValueError(
+            f"{source}: its classes {model.classes[:5]}... are not those of the data {data.classes[:5]}..."
+        )
+    if model.preprocess is not None:
+        colors = {"mean": model.preprocess.mean, "std": model.preprocess.std}
+        data.preprocess = Preprocess(**data.preprocess.arguments | colors)
+    return model
