@@ -27,7 +27,7 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
         pattern: shell wildcards, such as "vit_*tiny".
         pretrained: list the names of the shipped weights instead, each fit for `create_model(..., pretrained=NAME)`.
     """
-    names = _shipped_weights() if pretrained else _presets
+    names = shipped_weights() if pretrained else _presets
     return sorted(name for name in names if fnmatch(name, pattern))
 
 
@@ -70,7 +70,7 @@ def create_model(
 def _load_shipped(
     name: str, pretrained: bool | str, num_classes: int | Literal["auto"] | None, image_size: int | Sequence[int] | None
 ) -> ImageClassifier | Backbone:
-    weights = _shipped_weights()
+    weights = shipped_weights()
     if isinstance(pretrained, str):
         fitting = [pretrained] if pretrained in weights else []
     else:
@@ -85,7 +85,8 @@ def _load_shipped(
     return model.backbone if num_classes is None else model
 
 
-def _shipped_weights() -> dict[str, Path]:
+def shipped_weights() -> dict[str, Path]:
+    """The folders of the shipped weights by name, each fit for `load_pretrained`."""
     return {path.parent.name: path.parent for folder in _asset_folders for path in folder.glob("*/config.json")}
 
 
