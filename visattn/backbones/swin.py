@@ -197,27 +197,44 @@ class SwinBlock(TransformerBlock):
 
     def attend(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Attention on tokens (B, height * width, dim), padded for it where a window doesn't divide the map."""
-        height, width = grid
-        bottom = -height % min(self.window_size[0], height)
-        right = -width % min(self.window_size[1], width)
-        if not (bottom or right):
+        padded = self.padded(grid)
+        if padded == grid:
             return self.attention(tokens, grid)
-        cells = tokens.unflatten(1, grid)  # (B, height, width, dim)
-        # The attention shifts the padded map. To pad the shifted map instead, shift, pad, and shift back.
-        ahead = [
+        cells = self.pad(tokens.unflatten(1, grid))  # (B, padded height, padded width, dim)
+        cells = self.attention(cells.flatten(1, 2), padded).unflatten(1, padded)
+        return self.crop(cells, grid).flatten(1, 2)
+
+    def padded(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) that windows divide."""
+        sides = tuple(side + -side % min(window, side) for side, window in zip(grid, self.window_size, strict=True))
+        return sides[0], sides[1]
+
+    def pad(self, cells: Tensor) -> Tensor:
+        """Cells (B, height, width, dim) with zeros where the windows need more: (B, padded height, padded width, dim).
+
+        The attention shifts the padded map. To pad the shifted map instead, this shifts, pads, and shifts back.
+        """
+        grid = (cells.shape[1], cells.shape[2])
+        height, width = self.padded(grid)
+        ahead = self.shift_ahead(grid)
+        cells = torch.roll(cells, (-ahead[0], -ahead[1]), dims=(1, 2)) if any(ahead) else cells
+        cells = functional.pad(cells, (0, 0, 0, width - grid[1], 0, height - grid[0]))
+        return torch.roll(cells, ahead, dims=(1, 2)) if any(ahead) else cells
+
+    def crop(self, cells: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Undoes `pad`: (B, padded height, padded width, dim) to (B, height, width, dim)."""
+        ahead = self.shift_ahead(grid)
+        cells = torch.roll(cells, (-ahead[0], -ahead[1]), dims=(1, 2)) if any(ahead) else cells
+        cells = cells[:, : grid[0], : grid[1]]
+        return torch.roll(cells, ahead, dims=(1, 2)) if any(ahead) else cells
+
+    def shift_ahead(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """How far the map is shifted before it is padded; (0, 0) where padding comes first."""
+        down, right = (
             shift if self.padding == "after_shift" and side > window else 0
             for shift, side, window in zip(self.shift, grid, self.window_size, strict=True)
-        ]
-        back = [-shift for shift in ahead]
-        cells = torch.roll(cells, back, dims=(1, 2)) if any(ahead) else cells
-        cells = functional.pad(cells, (0, 0, 0, right, 0, bottom))
-        cells = torch.roll(cells, ahead, dims=(1, 2)) if any(ahead) else cells
-        padded = (height + bottom, width + right)
-        cells = self.attention(cells.flatten(1, 2), padded).unflatten(1, padded)
-        cells = torch.roll(cells, back, dims=(1, 2)) if any(ahead) else cells
-        cells = cells[:, :height, :width]
-        cells = torch.roll(cells, ahead, dims=(1, 2)) if any(ahead) else cells
-        return cells.flatten(1, 2)
+        )
+        return down, right
 
 
 def swin_tiny(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from visattn.attention.projected import ProjectedAttention
+from visattn.backbones.swin import SwinBlock
+
+Observer = Callable[[str, Tensor, Tensor | None], None]
 
 
 @contextmanager
@@ -22,7 +25,11 @@ def record_attention(
         maps["backbone.blocks.0.attention"]  # (batch, heads, queries, keys)
 
     The weights are computed explicitly meanwhile, and the outputs from them; they are what the softmax gives, before
-    dropout, and part of the graph if gradients are on. Of a module called several times the last call is kept.
+    dropout, and part of the graph if gradients are on. Of a module called several times the last call is kept. Blocks
+    may be nested: each sees all that happens within it.
+
+    Queries and keys are the tokens of the map, also where windows work on a padded one: the weights of a query that
+    sees padding then sum to less than 1 over its keys.
 
     Args:
         model: any module with attention modules of visattn within.
@@ -36,33 +43,77 @@ def record_attention(
     Raises:
         ValueError: there is no attention to record, or none of such a name.
     """
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str, weights: Tensor, keys: Tensor | None) -> None:
+        maps.pop(name, None)
+        maps[name] = spread(weights, keys) if full and keys is not None else weights
+
+    with observe_attention(model, keep, modules):
+        yield maps
+
+
+@contextmanager
+def observe_attention(model: nn.Module, observer: Observer, modules: Sequence[str] | None = None) -> Iterator[None]:
+    """Calls `observer(name, weights, keys)` at each forward of an attention module within the block.
+
+    Args:
+        model, modules: as for `record_attention`.
+        observer: gets weights (batch, heads, queries, n), and the token index of each key: (queries, n), -1 for
+            padding, or None where each query sees all keys in order.
+
+    Raises:
+        ValueError: there is no attention to observe, or none of such a name.
+    """
     found = {name: module for name, module in model.named_modules() if isinstance(module, ProjectedAttention)}
     if not found:
         raise ValueError(f"{type(model).__name__} has no attention modules of visattn to record")
     unknown = sorted(set(modules or ()) - found.keys())
     if unknown:
         raise ValueError(f"no attention module is called {', '.join(unknown)}; there are {', '.join(found)}")
-    maps: dict[str, Tensor] = {}
     chosen = {name: module for name, module in found.items() if modules is None or name in modules}
+    padding_blocks = {block.attention: block for block in model.modules() if isinstance(block, SwinBlock)}
     before = {name: module.__dict__.get("record") for name, module in chosen.items()}
+    grids: dict[nn.Module, tuple[int, int]] = {}
+    hooks = [
+        block.register_forward_pre_hook(lambda block, inputs: grids.__setitem__(block, inputs[1]))
+        for block in padding_blocks.values()
+    ]
 
-    def recorder(name: str):
+    def recorder(name: str, module: nn.Module) -> Callable[[Tensor, Tensor | None], None]:
         def record(weights: Tensor, keys: Tensor | None) -> None:
-            maps.pop(name, None)
-            maps[name] = spread(weights, keys) if full and keys is not None else weights
+            if before[name] is not None:
+                before[name](weights, keys)
+            block = padding_blocks.get(module)
+            if block is not None and keys is not None:
+                weights, keys = without_padding(block, grids[block], weights, keys)
+            observer(name, weights, keys)
 
         return record
 
     try:
         for name, module in chosen.items():
-            module.__dict__["record"] = recorder(name)
-        yield maps
+            module.__dict__["record"] = recorder(name, module)
+        yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for name, module in chosen.items():
             if before[name] is None:
                 module.__dict__.pop("record", None)
             else:
                 module.__dict__["record"] = before[name]
+
+
+def without_padding(block: SwinBlock, grid: tuple[int, int], weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and keys of a padded map, in terms of the map: padding asks nothing, and as a key has the index -1."""
+    if block.padded(grid) == grid:
+        return weights, keys
+    numbers = torch.arange(1, grid[0] * grid[1] + 1, device=keys.device).view(1, *grid, 1)
+    place = block.pad(numbers).flatten() - 1  # (padded tokens,), which token of the map each is
+    queries = place.argsort()[(place < 0).sum() :]
+    keys = torch.where(keys < 0, -1, place[keys.clamp(min=0)])
+    return weights[:, :, queries], keys[queries]
 
 
 def spread(weights: Tensor, keys: Tensor) -> Tensor:
