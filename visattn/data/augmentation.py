@@ -1,4 +1,4 @@
-"""Augmentation of batches in memory, each image's from (seed, epoch, index) alone, so that runs can be resumed exactly."""
+"""Augmentation of batches in memory, each image's from (seed, epoch, index) alone, so runs can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from visattn.data.draws import uniform_draws
+from visattn.data.randaugment import randaugment
+
 
 class Augmentation:
     """Crop, flip, RandAugment and erasing per image; mixup or cutmix per batch. Zero leaves a part out.
@@ -18,7 +21,7 @@ class Augmentation:
         seed: of all draws.
         crop_padding: pixels by which an image may shift in each direction; the border is reflected.
         flip: probability of a horizontal flip.
-        randaugment: operations of RandAugment per image (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
+        randaugment: operations per image of RandAugment (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
         magnitude: of RandAugment, 0 to 30.
         erasing: probability that a rectangle is greyed (Zhong et al. 2020,
             https://arxiv.org/abs/1708.04896).
@@ -26,6 +29,9 @@ class Augmentation:
         cutmix: alpha of CutMix (Yun et al. 2019, https://arxiv.org/abs/1905.04899); with mixup, each takes half of the
             batches.
         mix_probability: of a batch to be mixed at all.
+
+    Raises:
+        ValueError: a probability, the magnitude or another number is out of its range.
     """
 
     def __init__(
@@ -42,9 +48,16 @@ class Augmentation:
         cutmix: float = 0.0,
         mix_probability: float = 1.0,
     ) -> None:
+        for name, probability in (("flip", flip), ("erasing", erasing), ("mix_probability", mix_probability)):
+            if not 0 <= probability <= 1:
+                raise ValueError(f"{name} {probability} is no probability; it must lie between 0 and 1")
+        if min(crop_padding, randaugment, mixup, cutmix) < 0:
+            raise ValueError("crop_padding, randaugment, mixup and cutmix must be 0 or above")
+        if not 0 <= magnitude <= 30:
+            raise ValueError(f"magnitude {magnitude} of RandAugment must lie between 0 and 30")
         self.seed = seed
         self.crop_padding, self.flip, self.erasing = crop_padding, flip, erasing
-        self.randaugment = v2.RandAugment(randaugment, magnitude) if randaugment else None
+        self.randaugment, self.magnitude = randaugment, magnitude
         self.mixers: list[v2.Transform] = []
         if mixup:
             self.mixers.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
@@ -53,24 +66,29 @@ class Augmentation:
         self.mix_probability = mix_probability
 
     def pixels(self, images: Tensor, epoch: int, indices: Sequence[int]) -> Tensor:
-        """Augments images (B, 3, H, W), uint8."""
-        draws = torch.from_numpy(np.stack([self.draws(epoch, index) for index in indices]))  # (B, 9) in [0, 1)
-        images = self.crop_and_flip(images, draws[:, 0], draws[:, 1], draws[:, 2])
-        if self.randaugment is not None:
-            with torch.random.fork_rng(devices=[]):
-                for position, seed in enumerate((draws[:, 3] * 2**53).long().tolist()):
-                    torch.manual_seed(seed)
-                    images[position] = self.randaugment(images[position])
-        if self.erasing:
-            images = self.erase(images, draws)
+        """Augments images (B, 3, H, W), uint8, which stay as they are.
+
+        Raises:
+            ValueError: crop_padding isn't below the side of the images.
+        """
+        draws = uniform_draws((self.seed, epoch), indices, 8 + self.randaugment)  # (B, 8 + operations) in [0, 1)
+        images = crop(images, self.crop_padding, draws[:, 0], draws[:, 1])
+        flipped = torch.from_numpy(draws[:, 2] < self.flip)
+        images[flipped] = images[flipped].flip(3)
+        if self.randaugment:
+            images = randaugment(images, torch.from_numpy(draws[:, 8:]), self.magnitude)
+        for position in np.flatnonzero(draws[:, 3] < self.erasing):
+            erase(images[position], *draws[position, 4:8])
         return images
 
     def mix(self, images: Tensor, labels: Tensor, epoch: int, first_index: int) -> tuple[Tensor, Tensor]:
-        """Mixes float images (B, 3, H, W) and labels (B,) of a batch; mixed labels are (B, classes)."""
-        if not self.mixers:
+        """Mixes float images (B, 3, H, W) and labels (B,) of a batch; mixed labels are (B, classes).
+
+        Drawn from (seed, epoch, first_index). A batch with images that are to be ignored (label -1) stays as it is.
+        """
+        if not self.mixers or bool((labels < 0).any()):
             return images, labels
-        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[first_index, epoch, 1, 0]))
-        mixed, which, seed = generator.random(3)
+        mixed, which, seed = uniform_draws((self.seed, epoch, 1), [first_index], 3)[0]
         if mixed >= self.mix_probability:
             return images, labels
         mixer = self.mixers[int(which * len(self.mixers))]
@@ -78,39 +96,28 @@ class Augmentation:
             torch.manual_seed(int(seed * 2**53))
             return mixer(images, labels)
 
-    def draws(self, epoch: int, index: int) -> np.ndarray:
-        """Nine numbers in [0, 1) that belong to an image in an epoch."""
-        bits = np.random.Philox(key=self.seed, counter=[index, epoch, 0, 0])
-        return np.random.Generator(bits).random(9)
 
-    def crop_and_flip(self, images: Tensor, vertical: Tensor, horizontal: Tensor, flip: Tensor) -> Tensor:
-        batch, _, height, width = images.shape
-        padding = self.crop_padding
-        rows = torch.arange(height) + ((2 * padding + 1) * vertical[:, None]).long() - padding  # (B, H)
-        columns = torch.arange(width) + ((2 * padding + 1) * horizontal[:, None]).long() - padding  # (B, W)
-        columns = torch.where(flip[:, None] < self.flip, columns.flip(1), columns)
-        rows, columns = reflect(rows, height), reflect(columns, width)
-        samples = torch.arange(batch)[:, None, None]
-        cells = images.permute(0, 2, 3, 1)[samples, rows[:, :, None], columns[:, None, :]]  # (B, H, W, 3)
-        return cells.permute(0, 3, 1, 2)
+def crop(images: Tensor, padding: int, vertical: np.ndarray, horizontal: np.ndarray) -> Tensor:
+    """Copies of images (B, 3, H, W), each shifted by up to `padding` pixels as its draws (B,) in [0, 1) say.
 
-    def erase(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Greys a rectangle of 2 to 33 % of the area, whose sides are as 1 to 3.3 at most."""
-        height, width = images.shape[-2:]
-        area = (0.02 + 0.31 * draws[:, 4]) * height * width
-        ratio = torch.exp((2 * draws[:, 5] - 1) * np.log(3.3))
-        tall = (area * ratio).sqrt().clamp(max=height).round()  # (B,)
-        wide = (area / ratio).sqrt().clamp(max=width).round()
-        top = (draws[:, 6] * (height - tall + 1)).floor()
-        left = (draws[:, 7] * (width - wide + 1)).floor()
-        row, column = torch.arange(height), torch.arange(width)
-        inside_rows = (row >= top[:, None]) & (row < (top + tall)[:, None])  # (B, H)
-        inside_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])  # (B, W)
-        inside = inside_rows[:, :, None] & inside_columns[:, None, :] & (draws[:, 8] < self.erasing)[:, None, None]
-        return images.masked_fill(inside[:, None], 127)
+    The border is reflected, its pixels not repeated.
+    """
+    height, width = images.shape[-2:]
+    if padding >= min(height, width):
+        raise ValueError(f"crop_padding {padding} must be below the side of the {height}x{width} images")
+    border = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    padded = np.pad(images.numpy(), border, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    top, left = ((draw * (2 * padding + 1)).astype(np.int64) for draw in (vertical, horizontal))
+    return torch.from_numpy(windows[np.arange(len(images)), :, top, left])
 
 
-def reflect(positions: Tensor, size: int) -> Tensor:
-    """Positions outside of 0 ... size - 1 come back from the border."""
-    positions = positions.abs()
-    return torch.where(positions >= size, 2 * (size - 1) - positions, positions)
+def erase(image: Tensor, area: float, ratio: float, vertical: float, horizontal: float) -> None:
+    """Greys a rectangle of 2 to 33 % of an image (3, H, W), whose sides are as 1 to 3.3 at most; draws in [0, 1)."""
+    height, width = image.shape[-2:]
+    pixels = (0.02 + 0.31 * area) * height * width
+    stretch = 3.3 ** (ratio - 0.5)  # of each side: their quotient lies between 1 / 3.3 and 3.3
+    tall = max(round(min(pixels**0.5 * stretch, height)), 1)
+    wide = max(round(min(pixels**0.5 / stretch, width)), 1)
+    top, left = int(vertical * (height - tall + 1)), int(horizontal * (width - wide + 1))
+    image[:, top : top + tall, left : left + wide] = 127
