@@ -1,7 +1,18 @@
 """Seeing attention: the weights of every module, where a network looks for its answer, and pictures of both."""
 
-from visattn.interpret.pictures import draw_attention, prediction_grid
+from visattn.interpret.layer import Layer, attention_layers, layer_attention
+from visattn.interpret.pictures import attention_figure, draw_attention, prediction_grid
 from visattn.interpret.record import record_attention
 from visattn.interpret.relevance import attention_heatmap, attention_rollout
 
-__all__ = ["attention_heatmap", "attention_rollout", "draw_attention", "prediction_grid", "record_attention"]
+__all__ = [
+    "Layer",
+    "attention_figure",
+    "attention_heatmap",
+    "attention_layers",
+    "attention_rollout",
+    "draw_attention",
+    "layer_attention",
+    "prediction_grid",
+    "record_attention",
+]

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
@@ -23,12 +24,73 @@ def draw_attention(image: Image.Image, attention: Tensor, strength: float = 0.6)
         attention: (H, W) in [0, 1], of any size.
         strength: of the colours, 0 to 1.
     """
-    values = Image.fromarray((attention.float().cpu().numpy() * 255).astype(np.uint8))
-    heat = np.asarray(values.resize(image.size, Image.Resampling.BICUBIC), dtype=np.float32) / 255  # (H, W)
+    values = Image.fromarray(attention.detach().float().cpu().numpy())
+    heat = np.asarray(values.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)  # (H, W)
     colors = _colormap(heat)[..., :3] * 255
     blend = strength * (0.35 + 0.65 * heat)[..., None]
     pixels = (1 - blend) * np.asarray(image.convert("RGB"), dtype=np.float32) + blend * colors
     return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def attention_figure(
+    image: Image.Image,
+    attention: Tensor,
+    title: str,
+    caption: str = "",
+    mark: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """A picture beside the same with a map over it, under a title, with a scale of the colours.
+
+    Args:
+        image: what the network saw.
+        attention: (H, W) in [0, 1], of any size.
+        title: says what the map shows.
+        caption: a second line, smaller.
+        mark: (top, left, bottom, right) of a place to outline, such as the query, as parts of height and width.
+    """
+    picture = enlarge(image.convert("RGB"), 480)
+    overlay = draw_attention(picture, attention)
+    width, height = picture.width / 100, picture.height / 100  # inches at 100 pixels each
+    margin, gap, head = 0.25, 0.2, 0.85 if caption else 0.6
+    total = (2 * width + gap + 2 * margin + 0.65, height + head + margin)
+    figure = Figure(figsize=total, dpi=150, facecolor="white")
+    for index, panel in enumerate((picture, overlay)):
+        left = margin + index * (width + gap)
+        axis = figure.add_axes((left / total[0], margin / total[1], width / total[0], height / total[1]))
+        axis.imshow(np.asarray(panel), interpolation="nearest")
+        axis.set_axis_off()
+        if mark is not None:
+            outline(axis, mark, panel.size)
+    bar = figure.add_axes(
+        ((2 * width + gap + 2 * margin - 0.1) / total[0], margin / total[1], 0.1 / total[0], height / total[1])
+    )
+    bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=_colormap, aspect="auto")
+    bar.set_xticks([])
+    bar.set_yticks([0, 255], ["most", "least"], fontsize=8)
+    bar.yaxis.tick_right()
+    bar.tick_params(length=0)
+    for spine in bar.spines.values():
+        spine.set_visible(False)
+    figure.text(margin / total[0], 1 - 0.36 / total[1], title, fontsize=11, fontweight="bold")
+    figure.text(margin / total[0], 1 - 0.64 / total[1], caption, fontsize=9, color="0.35")
+    return rendered(figure)
+
+
+def outline(axis: Axes, mark: tuple[float, float, float, float], size: tuple[int, int]) -> None:
+    """A white frame with a dark rim, visible on any picture of this (width, height)."""
+    top, left, bottom, right = mark
+    corner = (left * size[0] - 0.5, top * size[1] - 0.5)
+    for color, line in (("black", 3.0), ("white", 1.4)):
+        axis.add_patch(
+            Rectangle(corner, (right - left) * size[0], (bottom - top) * size[1], fill=False, color=color, lw=line)
+        )
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """The figure as a picture."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
 
 
 def prediction_grid(
@@ -51,23 +113,21 @@ def prediction_grid(
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(columns * 2.3, rows * 1.62 + 0.3), dpi=130, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02)
+    figure = Figure(figsize=(columns * 2.3, rows * 1.62 + 0.3), dpi=130, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02)
     axes = figure.subplots(rows, columns, squeeze=False)
     names = classes if classes is not None else [str(number) for number in range(probabilities.shape[1])]
     for position, axis in enumerate(axes.flat):
         axis.set_axis_off()
         if position < len(images):
-            pixels = (images[position].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            pixels = (images[position].cpu().permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
             picture = enlarge(Image.fromarray(pixels))
             pair = np.concatenate([np.asarray(picture), np.asarray(draw_attention(picture, attention[position]))], 1)
             axis.imshow(pair)
             title(axis, probabilities[position], labels[position], names)
     correct = sum(int(row.argmax()) == label for row, label in zip(probabilities, labels, strict=True))
     figure.suptitle(f"{correct} of {len(images)} right; beside each image, where the network looked", fontsize=9)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    return rendered(figure)
 
 
 def enlarge(picture: Image.Image, side: int = 160) -> Image.Image:

@@ -82,8 +82,9 @@ def observe_attention(model: nn.Module, observer: Observer, modules: Sequence[st
 
     def recorder(name: str, module: nn.Module) -> Callable[[Tensor, Tensor | None], None]:
         def record(weights: Tensor, keys: Tensor | None) -> None:
-            if before[name] is not None:
-                before[name](weights, keys)
+            outer = before[name]
+            if outer is not None:
+                outer(weights, keys)
             block = padding_blocks.get(module)
             if block is not None and keys is not None:
                 weights, keys = without_padding(block, grids[block], weights, keys)

@@ -1,0 +1,24 @@
+"""The `visattn` command: one file per subcommand. Heavy imports wait within them, so that help comes at once."""
+
+from __future__ import annotations
+
+import typer
+
+from visattn.cli import attend, classify, models, score_captions
+
+app = typer.Typer(
+    help="Vision models whose attention can be looked at. `visattn COMMAND --help` has examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+app.command("models")(models.main)
+app.command("classify")(classify.main)
+app.command("attend")(attend.main)
+app.command("score-captions")(score_captions.main)
+
+
+def main() -> None:
+    """Runs the command that the shell names."""
+    app()
