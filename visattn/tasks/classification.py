@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MetricCollection
@@ -135,12 +136,27 @@ class ImageClassification(lightning.LightningModule):
         groups = parameter_groups(
             self.model, self.model.backbone, self.learning_rate, self.weight_decay, self.layer_decay
         )
-        optimizer = torch.optim.AdamW(groups, betas=self.betas, fused=True)
+        fused = self.trainer.precision != "16-mixed"  # whose gradient scaler must undo the scale before clipping
+        optimizer = torch.optim.AdamW(groups, betas=self.betas, fused=fused)
         total_steps = int(self.trainer.estimated_stepping_batches)
         steps_per_epoch = total_steps / max(self.trainer.max_epochs or 1, 1)
         factor = warmup_cosine(round(self.warmup_epochs * steps_per_epoch), total_steps, self.final_learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and type(plugin) is MixedPrecision and plugin.scaler is None:
+            # Lightning refuses to clip for fused optimizers, which matters only where gradients are scaled.
+            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+            clip(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # With this, visattn.load_pretrained reads a run's checkpoint like any published model.

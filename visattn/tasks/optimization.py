@@ -64,11 +64,9 @@ def exponential_average(decay: float) -> Callable[[list[Tensor], list[Tensor], T
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-        weight = 1 - min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
-        floating = [pair for pair in zip(averaged, current, strict=True) if pair[0].is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in floating], [value for _, value in floating], weight)
-        for average, value in zip(averaged, current, strict=True):
-            if not average.is_floating_point():  # counters of batch norm
-                average.copy_(value)
+        if not averaged[0].is_floating_point():  # counters of batch norm; torch groups tensors by dtype
+            torch._foreach_copy_(averaged, current)
+            return
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(num_averaged)) / (10 + int(num_averaged))))
 
     return update
