@@ -1,0 +1,190 @@
+"""METEOR's alignment: which words and phrases of a candidate stand for which of a reference.
+
+Source: Denkowski & Lavie, "Meteor Universal: language specific translation evaluation for any target language", WMT
+2014, section 2.1; the details of the beam search are those of METEOR 1.5, found by its behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import NamedTuple
+
+from visattn.evaluation.captions.meteor_words import EXACT, PARAPHRASE, Caption, Lexicon
+
+_BEAM = 40
+
+
+class Match(NamedTuple):
+    """Words of the reference and the words of the candidate that match them."""
+
+    stage: int
+    reference: int
+    """Where it begins in the reference."""
+    reference_length: int
+    candidate: int
+    """Where it begins in the candidate."""
+    candidate_length: int
+
+
+class Candidate:
+    """A candidate with the places of the words that its own words match.
+
+    Args:
+        caption: the candidate.
+        among: the words of all its references; no others are looked up.
+    """
+
+    def __init__(self, caption: Caption, among: frozenset[str], lexicon: Lexicon) -> None:
+        self.caption = caption
+        self.lexicon = lexicon
+        places: dict[str, list[tuple[int, int]]] = {}  # word -> (stage, place in the candidate)
+        for place, word in enumerate(caption.words):
+            stages = lexicon.relatives(word)
+            for other in stages.keys() & among:
+                places.setdefault(other, []).extend([(stage, place) for stage in stages[other]])
+        self.places = {word: sorted(found) for word, found in places.items()}
+
+
+def align(candidate: Candidate, reference: Caption) -> tuple[list[Match], int]:
+    """The best alignment of a candidate with a reference, and the number of its chunks.
+
+    A chunk is a run of matches that are neighbours in both captions.
+    """
+    words, others = candidate.caption.words, reference.words
+    options = _word_matches(candidate, others)
+    if candidate.lexicon.same(words, others):
+        options = [[match for match in matches if match.stage == EXACT] for matches in options]
+    else:
+        _add_paraphrases(options, candidate.caption, reference)
+    return _search(options, len(words))
+
+
+def _word_matches(candidate: Candidate, words: Sequence[str]) -> list[list[Match]]:
+    """For each place of the reference the matches that begin there, in the order of stages."""
+    places = candidate.places
+    return [
+        [Match(stage, place, 1, other, 1) for stage, other in places[word]] if word in places else []
+        for place, word in enumerate(words)
+    ]
+
+
+def _add_paraphrases(options: list[list[Match]], candidate: Caption, reference: Caption) -> None:
+    """Adds paraphrases in the candidate of the reference's phrases, then those the other way round."""
+    for place, length, phrase in reference.phrases:
+        if not phrase.first_words.isdisjoint(candidate.distinct):
+            for other, other_length in _occurrences(phrase.paraphrases, candidate):
+                options[place].append(Match(PARAPHRASE, place, length, other, other_length))
+    for other, other_length, phrase in candidate.phrases:
+        if not phrase.first_words.isdisjoint(reference.distinct):
+            for place, length in _occurrences(phrase.paraphrases, reference):
+                options[place].append(Match(PARAPHRASE, place, length, other, other_length))
+
+
+def _occurrences(phrases: Sequence[tuple[str, ...]], caption: Caption) -> list[tuple[int, int]]:
+    """Where the phrases begin in a caption, with their lengths; in the order of the phrases."""
+    words, distinct = caption.words, caption.distinct
+    found = []
+    for phrase in phrases:
+        if phrase[0] in distinct:
+            length = len(phrase)
+            for place in range(len(words) - length + 1):
+                if words[place] == phrase[0] and tuple(words[place : place + length]) == phrase:
+                    found.append((place, length))
+    return found
+
+
+def _search(options: list[list[Match]], length: int) -> tuple[list[Match], int]:
+    """Chooses matches that don't overlap: of most words, then in fewest chunks, then of the least distance."""
+    candidate_cover, reference_cover = [0] * length, [0] * len(options)
+    for matches in options:
+        for _, place, size, other, other_size in matches:
+            if size == other_size == 1:
+                reference_cover[place] += 1
+                candidate_cover[other] += 1
+            else:
+                for covered in range(place, place + size):
+                    reference_cover[covered] += 1
+                for covered in range(other, other + other_size):
+                    candidate_cover[covered] += 1
+    # A match without a rival belongs to every alignment.
+    certain: dict[int, Match] = {}
+    covered_by_certain: set[int] = set()
+    for place, matches in enumerate(options):
+        if len(matches) == 1:
+            (match,) = matches
+            _, _, size, other, other_size = match
+            if all(count == 1 for count in reference_cover[place : place + size]) and all(
+                count == 1 for count in candidate_cover[other : other + other_size]
+            ):
+                certain[place] = match
+                covered_by_certain.update(range(place + 1, place + size))
+    return _beam_search(options, certain, covered_by_certain, length)
+
+
+def _beam_search(
+    options: list[list[Match]], certain: dict[int, Match], covered: set[int], length: int
+) -> tuple[list[Match], int]:
+    # An alignment so far is (rank, end in the candidate of the match before or -1, bits of used words, matches chosen).
+    # The rank is a number that orders as (-weight, chunks, distance) do. Weights are those of the original, where a
+    # match of stem, synonym or paraphrase counts half of its words, rounded down.
+    chunk = 1 + sum(abs(match.reference - match.candidate) for matches in options for match in matches)
+    word = chunk * (length + len(options) + 2)
+    paths: list[tuple[int, int, int, tuple]] = [(0, -1, 0, ())]
+    rank = itemgetter(0)
+    for place, matches in enumerate(options):
+        if len(paths) > 1:
+            paths.sort(key=rank)
+            del paths[_BEAM:]
+        if place in covered:
+            continue
+        if place in certain:
+            match = certain[place]
+            gain = _weight(match) * word
+            begin, end = match.candidate, match.candidate + match.candidate_length
+            paths = [
+                (key - gain if last == begin or last == -1 else key - gain + chunk, end, used, chosen)
+                for key, last, used, chosen in paths
+            ]
+        elif matches:
+            paths = _extend(paths, matches, 1 << length + place, length, word, chunk)
+        else:
+            paths = [(key if last == -1 else key + chunk, -1, used, chosen) for key, last, used, chosen in paths]
+    if len(paths) > 1:
+        paths.sort(key=rank)
+        del paths[_BEAM:]
+    key, _, _, chosen = min(
+        ((key if last == -1 else key + chunk, last, used, chosen) for key, last, used, chosen in paths), key=rank
+    )
+    found = list(certain.values())
+    while chosen:
+        match, chosen = chosen
+        found.append(match)
+    return found, key % word // chunk
+
+
+def _extend(paths: list, matches: list[Match], bit: int, length: int, word: int, chunk: int) -> list:
+    """All alignments that go on with one of the matches, or with none."""
+    moves = []
+    for match in matches:
+        _, place, size, other, other_size = match
+        bits = ((1 << size) - 1) << length + place | ((1 << other_size) - 1) << other
+        moves.append((match, bits, _weight(match) * word, other, other + other_size, abs(place - other)))
+    extended = []
+    for path in paths:
+        key, last, used, chosen = path
+        if used & bit:
+            extended.append(path)
+            continue
+        for match, bits, gain, begin, end, distance in moves:
+            if not used & bits:
+                step = key - gain if last == begin or last == -1 else key - gain + chunk
+                extended.append((step, end, used | bits, (match, chosen)))
+                key += distance  # as in the original, where a move's distance counts for the alignments after it
+        extended.append((key if last == -1 else key + chunk, -1, used, chosen))
+    return extended
+
+
+def _weight(match: Match) -> int:
+    _, _, size, _, other_size = match
+    return size + other_size if match[0] == EXACT else size // 2 + other_size // 2
