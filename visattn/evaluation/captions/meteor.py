@@ -16,6 +16,8 @@ from visattn.evaluation.captions.meteor_index import open_index
 from visattn.evaluation.captions.meteor_normalizer import normalize
 from visattn.evaluation.captions.meteor_words import Caption, Lexicon
 
+Floats = NDArray[np.float64]
+
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.20, 0.60, 0.75
 _STAGE_WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # exact, stem, synonym, paraphrase
 
@@ -38,7 +40,9 @@ class Meteor:
     def __init__(self) -> None:
         self._index = open_index()
 
-    def score(self, references: Sequence[Sequence[str]], candidates: Sequence[str]) -> tuple[float, NDArray[np.float64]]:
+    def score(
+        self, references: Sequence[Sequence[str]], candidates: Sequence[str]
+    ) -> tuple[float, NDArray[np.float64]]:
         """METEOR of the corpus and of each candidate.
 
         Args:
@@ -63,9 +67,7 @@ class Meteor:
         words = {word for group in texts for caption in group for word in caption}.union(*judged)
         lexicon = Lexicon(words, self._index)
         return [
-            _best_statistics(
-                Caption(candidate, lexicon), [Caption(caption, lexicon) for caption in group], lexicon
-            )
+            _best_statistics(Caption(candidate, lexicon), [Caption(caption, lexicon) for caption in group], lexicon)
             for candidate, group in zip(judged, texts, strict=True)
         ]
 

@@ -13,6 +13,9 @@ from typing import NamedTuple
 from visattn.evaluation.captions.meteor_words import EXACT, PARAPHRASE, Caption, Lexicon
 
 _BEAM = 40
+"""How many alignments the search keeps at each word of the reference."""
+
+Path = tuple[int, int, int, tuple]
 
 
 class Match(NamedTuple):
@@ -96,65 +99,32 @@ def _occurrences(phrases: Sequence[tuple[str, ...]], caption: Caption) -> list[t
 
 def _search(options: list[list[Match]], length: int) -> tuple[list[Match], int]:
     """Chooses matches that don't overlap: of most words, then in fewest chunks, then of the least distance."""
-    candidate_cover, reference_cover = [0] * length, [0] * len(options)
-    for matches in options:
-        for _, place, size, other, other_size in matches:
-            if size == other_size == 1:
-                reference_cover[place] += 1
-                candidate_cover[other] += 1
-            else:
-                for covered in range(place, place + size):
-                    reference_cover[covered] += 1
-                for covered in range(other, other + other_size):
-                    candidate_cover[covered] += 1
-    # A match without a rival belongs to every alignment.
-    certain: dict[int, Match] = {}
-    covered_by_certain: set[int] = set()
-    for place, matches in enumerate(options):
-        if len(matches) == 1:
-            (match,) = matches
-            _, _, size, other, other_size = match
-            if all(count == 1 for count in reference_cover[place : place + size]) and all(
-                count == 1 for count in candidate_cover[other : other + other_size]
-            ):
-                certain[place] = match
-                covered_by_certain.update(range(place + 1, place + size))
-    return _beam_search(options, certain, covered_by_certain, length)
-
-
-def _beam_search(
-    options: list[list[Match]], certain: dict[int, Match], covered: set[int], length: int
-) -> tuple[list[Match], int]:
+    candidate_cover, reference_cover = _covers(options, length)
+    certain = _certain_matches(options, candidate_cover, reference_cover)
+    inside = {place for match in certain.values() for place in range(match[1] + 1, match[1] + match[2])}
     # An alignment so far is (rank, end in the candidate of the match before or -1, bits of used words, matches chosen).
-    # The rank is a number that orders as (-weight, chunks, distance) do. Weights are those of the original, where a
-    # match of stem, synonym or paraphrase counts half of its words, rounded down.
-    chunk = 1 + sum(abs(match.reference - match.candidate) for matches in options for match in matches)
+    # The rank is a number that orders as (-weight, chunks, distance) do.
+    chunk = 1 + sum(abs(match[1] - match[3]) for matches in options for match in matches)
     word = chunk * (length + len(options) + 2)
-    paths: list[tuple[int, int, int, tuple]] = [(0, -1, 0, ())]
-    rank = itemgetter(0)
+    paths: list[Path] = [(0, -1, 0, ())]
     for place, matches in enumerate(options):
-        if len(paths) > 1:
-            paths.sort(key=rank)
-            del paths[_BEAM:]
-        if place in covered:
+        _keep_best(paths)
+        if place in inside:
             continue
         if place in certain:
-            match = certain[place]
-            gain = _weight(match) * word
-            begin, end = match.candidate, match.candidate + match.candidate_length
+            _, _, _, begin, size = match = certain[place]
+            gain, end = _weight(match) * word, begin + size
             paths = [
-                (key - gain if last == begin or last == -1 else key - gain + chunk, end, used, chosen)
+                (key - gain if last in (begin, -1) else key - gain + chunk, end, used, chosen)
                 for key, last, used, chosen in paths
             ]
-        elif matches:
-            paths = _extend(paths, matches, 1 << length + place, length, word, chunk)
+        elif reference_cover[place]:
+            paths = _extend(paths, matches, length, place, word, chunk)
         else:
             paths = [(key if last == -1 else key + chunk, -1, used, chosen) for key, last, used, chosen in paths]
-    if len(paths) > 1:
-        paths.sort(key=rank)
-        del paths[_BEAM:]
-    key, _, _, chosen = min(
-        ((key if last == -1 else key + chunk, last, used, chosen) for key, last, used, chosen in paths), key=rank
+    _keep_best(paths)
+    key, chosen = min(
+        ((key if last == -1 else key + chunk, chosen) for key, last, _, chosen in paths), key=itemgetter(0)
     )
     found = list(certain.values())
     while chosen:
@@ -163,22 +133,53 @@ def _beam_search(
     return found, key % word // chunk
 
 
-def _extend(paths: list, matches: list[Match], bit: int, length: int, word: int, chunk: int) -> list:
-    """All alignments that go on with one of the matches, or with none."""
+def _covers(options: list[list[Match]], length: int) -> tuple[list[int], list[int]]:
+    """How many matches cover each word of the candidate, and each of the reference."""
+    candidate, reference = [0] * length, [0] * len(options)
+    for matches in options:
+        for _, place, size, other, other_size in matches:
+            for covered in range(place, place + size):
+                reference[covered] += 1
+            for covered in range(other, other + other_size):
+                candidate[covered] += 1
+    return candidate, reference
+
+
+def _certain_matches(options: list[list[Match]], candidate: list[int], reference: list[int]) -> dict[int, Match]:
+    """The matches without a rival, which belong to every alignment, by where they begin in the reference."""
+    return {
+        match[1]: match
+        for matches in options
+        if len(matches) == 1
+        for match in matches
+        if reference[match[1]] == candidate[match[3]] == 1
+        and all(count == 1 for count in reference[match[1] : match[1] + match[2]])
+        and all(count == 1 for count in candidate[match[3] : match[3] + match[4]])
+    }
+
+
+def _keep_best(paths: list[Path]) -> None:
+    if len(paths) > 1:
+        paths.sort(key=itemgetter(0))
+        del paths[_BEAM:]
+
+
+def _extend(paths: list[Path], matches: list[Match], length: int, place: int, word: int, chunk: int) -> list[Path]:
+    """All alignments that go on with one of the matches at a place of the reference, or with none."""
     moves = []
     for match in matches:
-        _, place, size, other, other_size = match
+        _, _, size, other, other_size = match
         bits = ((1 << size) - 1) << length + place | ((1 << other_size) - 1) << other
         moves.append((match, bits, _weight(match) * word, other, other + other_size, abs(place - other)))
-    extended = []
+    extended: list[Path] = []
     for path in paths:
         key, last, used, chosen = path
-        if used & bit:
+        if used >> length + place & 1:  # inside a phrase that was matched before
             extended.append(path)
             continue
         for match, bits, gain, begin, end, distance in moves:
             if not used & bits:
-                step = key - gain if last == begin or last == -1 else key - gain + chunk
+                step = key - gain if last in (begin, -1) else key - gain + chunk
                 extended.append((step, end, used | bits, (match, chosen)))
                 key += distance  # as in the original, where a move's distance counts for the alignments after it
         extended.append((key if last == -1 else key + chunk, -1, used, chosen))
@@ -186,5 +187,6 @@ def _extend(paths: list, matches: list[Match], bit: int, length: int, word: int,
 
 
 def _weight(match: Match) -> int:
-    _, _, size, _, other_size = match
-    return size + other_size if match[0] == EXACT else size // 2 + other_size // 2
+    """As in the original's search, a match of stem, synonym or paraphrase counts half of its words, rounded down."""
+    stage, _, size, _, other_size = match
+    return size + other_size if stage == EXACT else size // 2 + other_size // 2

@@ -135,7 +135,9 @@ def _find_sources() -> tuple[Path, Path]:
     sources = folder / "meteor-1.5.jar", folder / "data" / "paraphrase-en.gz"
     for source in sources:
         if not source.is_file():
-            raise FileNotFoundError(f"METEOR needs {source}, which pycocoevalcap 1.2 brings; install that version again")
+            raise FileNotFoundError(
+                f"METEOR needs {source}, which pycocoevalcap 1.2 brings; install that version again"
+            )
     return sources
 
 

@@ -13,7 +13,11 @@ import re
 
 from visattn.evaluation.captions.meteor_index import MeteorIndex
 
-_LETTER = r"A-Za-z\u0160\u017d\u0161\u017e\u0178\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u0527\ua640-\ua66e\ua67e-\ua697\u1d00-\u1d7f"
+# Latin and Cyrillic letters
+_LETTER = (
+    r"A-Za-z\u0160\u017d\u0161\u017e\u0178\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u0527\ua640-\ua66e\ua67e-\ua697"
+    r"\u1d00-\u1d7f"
+)
 _SPACE = re.compile("[ \u00a0\u2000-\u200a\u202f\u205f\u3000]+")
 _SEPARATOR = re.compile("[ \t\n\r\f]+")
 
@@ -26,7 +30,7 @@ _has_letter = re.compile(f"[{_LETTER}]").search
 _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (rf"([^0-9{_LETTER}\s.'`,\-\u2018\u2019])", r" \1 "),  # symbols
+        (rf"([^0-9{_LETTER} \t\n\x0b\f\r.'`,\-\u2018\u2019])", r" \1 "),  # symbols
         (r"(\.{2,})", r" \1 "),
         (r"([^0-9]),([^0-9])", r"\1 , \2"),
         (r"([0-9]),([^0-9])", r"\1 , \2"),
@@ -52,7 +56,9 @@ def normalize(caption: str, index: MeteorIndex) -> list[str]:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     tokens = [token for token in _SEPARATOR.split(text) if token]
-    pieces = [_split_period(token, following, index) for token, following in zip(tokens, [*tokens[1:], ""], strict=True)]
+    pieces = [
+        _split_period(token, following, index) for token, following in zip(tokens, [*tokens[1:], ""], strict=True)
+    ]
     text = _SPACE.sub(" ", " ".join(pieces)).lower()
     return [token for token in _SEPARATOR.split(text) if token]
 
