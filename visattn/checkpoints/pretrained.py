@@ -76,7 +76,7 @@ def find_source(source: str | os.PathLike[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
-            f"{name}: there is no such file or folder, and the Hugging Face hub didn't give it: {error}"
+            f"{name}: there is no such file or folder, and the Hugging Face hub didn't give it: {' '.join(str(error).split())}"
         ) from error
 
 

@@ -114,7 +114,7 @@ def read_choice(
     given = [name for name, value in of_layer.items() if value is not None]
     chosen = method or (Method.layer if given else Method.relevance if class_name else Method.rollout)
     if chosen != Method.layer and given:
-        raise ValueError(f"{' and '.join(given)} choose within one layer; with --method {chosen} leave them out")
+        raise ValueError(f"--method {chosen} goes through all layers; leave out {' and '.join(given)}")
     if chosen != Method.relevance and class_name is not None:
         raise ValueError(f"--class is for --method relevance; the map of --method {chosen} is the same for every class")
     number = layer is not None and layer.removeprefix("-").isdecimal()
@@ -193,10 +193,14 @@ def attention_map(
     if choice.method == Method.rollout:
         return attention_rollout(model, images), "Attention rollout over all layers", None
     if choice.method == Method.relevance:
-        chosen = None if choice.class_name is None else class_number(model, choice.class_name)
-        classes = None if chosen is None else torch.tensor([chosen], device=images.device)
-        what = "the predicted class" if chosen is None else class_label(model, chosen)
-        return attention_heatmap(model, images, classes), f"Relevance for {what}", None
+        if choice.class_name is None:
+            with torch.inference_mode():
+                chosen = int(model(images).argmax())
+            title = f"Relevance for {class_label(model, chosen)}, the predicted class"
+        else:
+            chosen = class_number(model, choice.class_name)
+            title = f"Relevance for {class_label(model, chosen)}"
+        return attention_heatmap(model, images, torch.tensor([chosen], device=images.device)), title, None
     layers = attention_layers(model, images)
     layer = layers[layer_index([layer.name for layer in layers], choice.layer)]
     height, width = layer.grid
@@ -204,7 +208,7 @@ def attention_map(
     if query is None:
         query = "class" if getattr(model.backbone, "class_token", None) is not None and layer.queries > 1 else "mean"
     attention = layer_attention(model, images, layer.name, choice.head, query)
-    heads = f"mean of {layer.heads} heads" if choice.head == "mean" else f"head {choice.head} of {layer.heads}"
+    heads = f"mean of {layer.heads} heads" if choice.head == "mean" else f"head {choice.head} (from 0) of {layer.heads}"
     title = f"{layer.name} ({layer.kind}), {heads}"
     if isinstance(query, str):
         return attention, f"{title}, {'class token' if query == 'class' else 'mean of all queries'}", None

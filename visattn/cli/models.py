@@ -33,9 +33,10 @@ def main(
         if not rows:
             from visattn import list_models
 
-            kind = "weights are" if pretrained else "model is"
             known = list_models(pretrained=pretrained)
-            raise ValueError(f"no {kind} called {pattern!r}; there are: {', '.join(known) or 'none'}")
+            kind = "weights" if pretrained else "models"
+            there_are = f"there are: {', '.join(known)}" if known else "none are shipped with this installation"
+            raise ValueError(f"no {kind} are called {pattern!r}; {there_are}")
         print_rows(rows)
 
 

@@ -17,18 +17,22 @@ _colormap = matplotlib.colormaps["inferno"]  # its brightness grows evenly, for 
 _right, _wrong = "#0072b2", "#d55e00"  # blue and vermilion of Okabe and Ito's palette
 
 
-def draw_attention(image: Image.Image, attention: Tensor, strength: float = 0.6) -> Image.Image:
-    """Lays a map over a picture: bright where the network looks, the picture dimmed elsewhere.
+def draw_attention(image: Image.Image, attention: Tensor, strength: float = 0.75) -> Image.Image:
+    """Lays a map over a picture: bright colours where the network looks, the picture dim and grey elsewhere.
 
     Args:
         attention: (H, W) in [0, 1], of any size.
         strength: of the colours, 0 to 1.
     """
     values = Image.fromarray(attention.detach().float().cpu().numpy())
-    heat = np.asarray(values.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)  # (H, W)
-    colors = _colormap(heat)[..., :3] * 255
-    blend = strength * (0.35 + 0.65 * heat)[..., None]
-    pixels = (1 - blend) * np.asarray(image.convert("RGB"), dtype=np.float32) + blend * colors
+    heat = np.asarray(values.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]  # (H, W, 1)
+    colors = _colormap(heat[..., 0])[..., :3] * 255
+    # Grey, so that the colours of the map are not taken for those of the picture.
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
+    base = np.asarray(image.convert("RGB"), dtype=np.float32)
+    base = (1 - strength) * base + strength * grey
+    blend = strength * (0.3 + 0.5 * heat)
+    pixels = (1 - blend) * base + blend * colors
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
@@ -134,7 +138,7 @@ def enlarge(picture: Image.Image, side: int = 160) -> Image.Image:
     """Small pictures keep their pixels visible; large ones are reduced."""
     factor = side / max(picture.size)
     size = (round(picture.width * factor), round(picture.height * factor))
-    return picture.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
+    return picture.resize(size, Image.Resampling.NEAREST if factor > 4 else Image.Resampling.LANCZOS)
 
 
 def title(axis: Axes, probabilities: Tensor, label: int, names: Sequence[str]) -> None:

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visattn.interpret import attention_figure, draw_attention, prediction_grid
+
+
+def saturation(picture):
+    pixels = np.asarray(picture, dtype=float)
+    return pixels.max(axis=2) - pixels.min(axis=2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA"])
+def test_the_overlay_is_bright_where_the_map_is_and_has_the_size_of_the_picture(mode):
+    picture = Image.new("RGB", (61, 43), (90, 90, 90)).convert(mode)
+    attention = torch.zeros(4, 6)
+    attention[1, 4] = 1
+    overlay = draw_attention(picture, attention)
+    assert overlay.size == (61, 43)
+    grey = np.asarray(overlay.convert("L"), dtype=float)
+    row, column = divmod(int(grey.argmax()), 61)
+    assert abs(row - 1.5 * 43 / 4) <= 6
+    assert abs(column - 4.5 * 61 / 6) <= 6
+    assert grey[40, 5] < 90  # dimmed elsewhere
+
+
+def test_colours_of_the_picture_are_not_taken_for_those_of_the_map():
+    red = Image.new("RGB", (20, 20), (255, 0, 0))
+    assert saturation(draw_attention(red, torch.zeros(2, 2))).mean() < 0.4 * saturation(red).mean()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (640, 360), (90, 400)])
+def test_a_figure_shows_the_picture_beside_the_overlay(size):
+    picture = Image.new("RGB", size, (20, 160, 60))
+    figure = attention_figure(picture, torch.rand(7, 7), "A title", "a caption", mark=(0.2, 0.2, 0.4, 0.4))
+    assert figure.mode == "RGB"
+    assert figure.width > figure.height * 0.5
+    pixels = np.asarray(figure).reshape(-1, 3)
+    original = (np.abs(pixels - np.array([20, 160, 60])).max(axis=1) < 3).mean()
+    assert 0.15 < original < 0.5  # the picture itself, unchanged, is about the left half
+
+
+def test_a_grid_shows_every_prediction(tmp_path):
+    images, attention = torch.rand(7, 3, 16, 16), torch.rand(7, 16, 16)
+    probabilities = torch.rand(7, 4).softmax(dim=1)
+    grid = prediction_grid(images, attention, probabilities, [0] * 7, ["ant", "bee", "cat", "dog"], columns=3)
+    assert grid.width > grid.height
+    nameless = prediction_grid(images[:2], attention[:2], probabilities[:2], [0, 1])
+    assert nameless.height < grid.height
