@@ -2,7 +2,6 @@ import pytest
 import torch
 from small_models import backbones, images_for, model_of
 
-from visattn.checkpoints import load_pretrained, save_pretrained
 from visattn.heads import ImageClassifier
 from visattn.interpret import attention_heatmap, attention_rollout, record_attention
 from visattn.interpret.relevance import follow, grid_of, look, read_by_classifier, refine
@@ -82,29 +81,15 @@ def test_a_coarse_token_is_divided_among_those_it_was_merged_from():
     torch.testing.assert_close(refine(share, (2, 2), (3, 4)), expected.flatten()[None])
 
 
-@pytest.mark.parametrize("kind", ["vit", "local", "swin", "hybrid"])
-def test_relevance_finds_the_place_on_which_the_class_depends(kind, tmp_path):
-    """A head is fitted to say whether a bright square lies left or right; relevance points at the square's side."""
-    model = model_of(kind)
-    generator = torch.Generator().manual_seed(2)
-    images = 0.1 * torch.randn(64, 3, 32, 32, generator=generator)
-    images[:32, :, 8:24, 0:12] += 2
-    images[32:, :, 8:24, 20:32] += 2
-    labels = torch.tensor([0] * 32 + [1] * 32)
-    model = ImageClassifier(type(model.backbone)(**model.backbone.arguments), 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(30):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    model.eval()
-    assert (model(images).argmax(dim=1) == labels).all()
-    maps = attention_heatmap(model, images[[0, 40]])
-    left, right = maps[..., :16].mean((1, 2)), maps[..., 16:].mean((1, 2))
-    assert left[0] > right[0]
-    assert right[1] > left[1]
-    save_pretrained(model, tmp_path)
-    torch.testing.assert_close(attention_heatmap(load_pretrained(tmp_path), images[[0, 40]]), maps)
+def test_queries_without_gradient_pass_nothing_on():
+    """Noise is not taken for relevance: what counts is the size of weight times gradient within an image."""
+    model = model_of("vit")
+    images = images_for(model)
+    with torch.no_grad():
+        for block in model.backbone.blocks:
+            block.attention.projection.weight.mul_(1e-6)  # no attention matters any more
+    maps = attention_heatmap(model, images)
+    assert torch.isfinite(maps).all()
 
 
 def test_the_class_to_explain_can_be_chosen():

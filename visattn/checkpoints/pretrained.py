@@ -75,8 +75,9 @@ def find_source(source: str | os.PathLike[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise FileNotFoundError(
-            f"{name}: there is no such file or folder, and the Hugging Face hub didn't give it: {' '.join(str(error).split())}"
+            f"{name}: there is no such file or folder, and the Hugging Face hub didn't give it: {reason}"
         ) from error
 
 

@@ -53,7 +53,8 @@ def attention_heatmap(model: ImageClassifier, images: Tensor, classes: Tensor | 
         relevance, grid = refine(relevance, grid, step.grid), step.grid
         if gradient is not None:
             flow = (step.weights.detach() * gradient).float().clamp(min=0).mean(dim=1)  # (B, N, n)
-            flow = flow / flow.sum(dim=2, keepdim=True).clamp(min=1e-12)
+            # The queries that count most pass on all they have, and those without a gradient nothing.
+            flow = flow / flow.sum(dim=2).amax(dim=1)[:, None, None].clamp(min=1e-30)
             relevance = relevance + follow(relevance, flow, step.keys)
     return to_image(relevance, grid, images.shape[-2:])
 
