@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from visattn.data.classification import ImageClassificationData, hold_out
-from visattn.data.image_folder import class_names, find_images, load_images
+from visattn.data.image_folder import ImageReader, class_names, find_images, holds_folders
 from visattn.data.preprocess import Preprocess
 
 
@@ -20,7 +20,7 @@ class CIFAR10DataModule(ImageClassificationData):
 
     Args:
         root: where the published archive is or shall be; or a folder with `train/` and `test/` class folders.
-        image_size: side in pixels; other than 32, images are resized.
+        image_size: side in pixels; other than 32, the images of a batch are resized.
         batch_size: images per process and step.
         num_workers: processes that augment; 0 augments in the training process.
         seed: of order, augmentation and validation images.
@@ -28,7 +28,7 @@ class CIFAR10DataModule(ImageClassificationData):
         augmentation: keywords of `visattn.data.Augmentation`.
 
     Raises:
-        RuntimeError: the archive is damaged.
+        FileNotFoundError: `root` holds neither of them, or a damaged archive, and it cannot be downloaded.
 
     Source: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html.
     """
@@ -56,11 +56,20 @@ class CIFAR10DataModule(ImageClassificationData):
         self.preprocess = Preprocess(image_size, mean=self.mean, std=self.std)
 
     def in_class_folders(self) -> bool:
-        return (self.root / "train").is_dir() and (self.root / "test").is_dir()
+        return holds_folders(self.root / "train") and holds_folders(self.root / "test")
 
     def prepare_data(self) -> None:
-        if not self.in_class_folders():
+        if self.in_class_folders():
+            return
+        folder = self.root / self.archive.base_folder
+        try:
             self.archive(str(self.root), train=True, download=True)
+        except (OSError, RuntimeError) as error:  # no network, or no place to write to
+            state = "is damaged or not whole" if folder.is_dir() else "is missing, and there are no train/ and test/"
+            raise FileNotFoundError(
+                f"{folder}: {state}, and {self.archive.url} could not be downloaded ({error}); set dataset.root to the "
+                f"folder that holds {self.archive.base_folder}, or to one with train/ and test/ class folders"
+            ) from error
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
@@ -74,16 +83,13 @@ class CIFAR10DataModule(ImageClassificationData):
         }
 
     def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) uint8 and labels (N,) of train or test."""
+        """Images (N, 3, 32, 32) uint8 and labels (N,) of train or test."""
         if self.in_class_folders():
-            self.classes = class_names(self.root / "train")
-            return load_images(*find_images(self.root / name, self.classes), self.preprocess, False, [])
+            self.classes, reader = class_names(self.root / "train"), ImageReader(Preprocess(32))
+            return reader.load(*find_images(self.root / name, self.classes, reader))
         archive = self.archive(str(self.root), train=name == "train")
         self.classes = tuple(archive.classes)
         images = torch.from_numpy(archive.data).permute(0, 3, 1, 2).contiguous()
-        if self.image_size != 32:
-            size = [self.image_size, self.image_size]
-            images = torch.nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
         return images, torch.tensor(archive.targets)
 
 

@@ -7,21 +7,22 @@ from pathlib import Path
 
 import lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from visattn.data.augmentation import Augmentation
 from visattn.data.images import open_image
 from visattn.data.loader import ResumableLoader
 from visattn.data.preprocess import Preprocess
-from visattn.data.sampler import EpochSampler
+from visattn.data.sampler import EpochSampler, processes_and_rank
 
 
 class ImageBatches(Dataset):
     """Batches of images (B, 3, H, W), float and normalised, and labels (B,), or (B, classes) where they are mixed.
 
     Args:
-        images: (N, 3, H, W) uint8 in memory, or N paths of files, decoded when they are asked for.
+        images: (N, 3, H, W) uint8 in memory, or N paths of files, decoded when they are asked for. Those in memory
+            that have another size than `preprocess` gives are resized when they are asked for.
         labels: (N,) long.
         preprocess: its geometry for files, its mean and deviation for all.
         augmentation: None for evaluation.
@@ -45,7 +46,10 @@ class ImageBatches(Dataset):
         epoch, indices = pairs[0][0], [index for _, index in pairs]
         chosen = torch.tensor([max(index, 0) for index in indices])
         if isinstance(self.images, Tensor):
-            pixels = self.images[chosen]
+            pixels = self.images[chosen]  # a copy
+            if pixels.shape[2:] != self.preprocess.image_size:
+                size = list(self.preprocess.image_size)
+                pixels = nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
         else:
             pixels = torch.stack([self.preprocess.pixels(open_image(self.images[index])) for index in chosen.tolist()])
         labels = torch.where(torch.tensor(indices) < 0, -1, self.labels[chosen])
@@ -95,8 +99,9 @@ class ImageClassificationData(lightning.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         augmentation = Augmentation(self.num_classes, self.seed, **self.augmentation)
         batches = ImageBatches(*self.splits["train"], self.preprocess, augmentation)
-        sampler = EpochSampler(len(batches), self.seed, shuffle=True)
-        whole = len(sampler) >= self.batch_size  # a last batch of few images disturbs batch norm and the average
+        # A last batch of few images disturbs batch norm and the average.
+        whole = len(batches) >= self.batch_size * processes_and_rank()[0]
+        sampler = EpochSampler(len(batches), self.seed, shuffle=True, drop_rest=whole)
         return ResumableLoader(batches, sampler=sampler, drop_last=whole, **self.loader_options())
 
     def val_dataloader(self) -> DataLoader:
@@ -130,7 +135,7 @@ def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to keep and to hold out, the same fraction of every class.
+    """Indices to keep and to hold out: the same fraction of every class, at least one image and never the last.
 
     Raises:
         ValueError: the fraction is not between 0 and 1, or holds out nothing.
@@ -142,9 +147,9 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
         order = members[torch.randperm(len(members), generator=generator)]
-        held += order[: max(round(fraction * len(members)), 1)].tolist()
+        held += order[: min(max(round(fraction * len(members)), 1), len(members) - 1)].tolist()
+    if not held:
+        raise ValueError(f"fraction {fraction} holds out nothing: every class has a single image")
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[held] = True
-    if chosen.all():
-        raise ValueError(f"fraction {fraction} leaves no image to train on")
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
 from visattn.data.classification import ImageClassificationData, hold_out
-from visattn.data.images import ImageFileError, image_suffixes, open_image
+from visattn.data.images import ImageFileError, check_image, image_suffixes, open_image
 from visattn.data.preprocess import Preprocess, imagenet_mean, imagenet_std
 
+Split = tuple[Tensor | Sequence[Path], Tensor]  # images (N, 3, H, W) or N paths, and labels (N,)
 _split_names = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 
 
@@ -34,14 +34,14 @@ class ImageFolderDataModule(ImageClassificationData):
         seed: of order, augmentation and held-out images.
         validation_fraction, test_fraction: of each class, held out where there is no such folder.
         memory: gigabytes; decoded pictures are kept while they take no more.
-        on_error: "raise" at a file that cannot be read, or "skip" it and report how many were skipped.
+        on_error: "raise" at a file that cannot be read or an empty class, or "skip" it and report how many there were.
         mean, std: of the colours, as the model expects them.
         augmentation: keywords of `visattn.data.Augmentation`.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder holds no class folders, a class is empty, or the splits differ in their classes.
-        ImageFileError: a picture cannot be read; the message has its path.
+        ValueError: the folder holds fewer than two class folders, or the splits differ in their classes.
+        ImageFileError: a picture cannot be read, or a class is empty; the message has the path.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class ImageFolderDataModule(ImageClassificationData):
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        folders = split_folders(self.root)
-        self.classes = class_names(folders["train"])
-        found = {split: find_images(folder, self.classes) for split, folder in folders.items()}
+        folders, reader = split_folders(self.root), ImageReader(self.preprocess, self.on_error == "skip")
+        classes = class_names(folders["train"])
+        found = {split: find_images(folder, classes, reader) for split, folder in folders.items()}
         for split, fraction in self.fractions.items():
             if split not in found:
                 paths, labels = found["train"]
@@ -81,16 +81,12 @@ class ImageFolderDataModule(ImageClassificationData):
                 found["train"] = [paths[index] for index in kept], labels[kept]
                 found[split] = [paths[index] for index in held], labels[held]
         count = sum(len(labels) for _, labels in found.values())
-        in_memory = count * 3 * self.image_size**2 <= self.memory * 2**30
-        skipped: list[str] = []
-        for split, (paths, labels) in found.items():
-            if in_memory:
-                self.splits[split] = load_images(paths, labels, self.preprocess, self.on_error == "skip", skipped)
-            else:
-                self.splits[split] = check_images(paths, labels, self.on_error == "skip", skipped)
-        if skipped:
-            shown = "; ".join(skipped[:3])
-            rank_zero_warn(f"{len(skipped)} of {count} pictures in {self.root} could not be read: {shown}")
+        read = reader.load if count * 3 * self.image_size**2 <= self.memory * 2**30 else reader.check
+        splits: dict[str, Split] = {split: read(*pictures) for split, pictures in found.items()}
+        self.classes, self.splits = keep_filled_classes(classes, splits, folders["train"])
+        if reader.problems:
+            shown = "; ".join(sorted(reader.problems)[:3])
+            rank_zero_warn(f"{self.root}: {len(reader.problems)} pictures or classes are left out: {shown}")
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -99,12 +95,17 @@ def split_folders(root: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{root}: there is no such folder; set dataset.root to the folder of your images")
     folders = {}
     for split, names in _split_names.items():
-        existing = [root / name for name in names if (root / name).is_dir()]
+        existing = [root / name for name in names if holds_folders(root / name)]
         if existing:
             folders[split] = existing[0]
     if folders and "train" not in folders:
-        raise FileNotFoundError(f"{root / 'train'}: there is no such folder, though there is {folders.popitem()[1]}")
+        raise FileNotFoundError(f"{root / 'train'}: there are no class folders, though there is {folders.popitem()[1]}")
     return folders or {"train": root}
+
+
+def holds_folders(folder: Path) -> bool:
+    """Whether this is the folder of a split, rather than that of a class which is called like one."""
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -114,7 +115,59 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tensor]:
+class ImageReader:
+    """Reads pictures; what cannot be read is raised, or skipped and noted.
+
+    Attributes:
+        problems: what was skipped, each beginning with its path.
+    """
+
+    def __init__(self, preprocess: Preprocess, skip: bool = False) -> None:
+        self.preprocess, self.skip = preprocess, skip
+        self.problems: list[str] = []
+
+    def problem(self, error: ImageFileError) -> None:
+        if not self.skip:
+            raise error
+        self.problems.append(str(error))
+
+    def load(self, paths: Sequence[Path], labels: Tensor) -> tuple[Tensor, Tensor]:
+        """All pictures as (N, 3, H, W) uint8, and their labels."""
+        pixels = torch.empty(len(paths), 3, *self.preprocess.image_size, dtype=torch.uint8)
+
+        def read(index: int) -> None:
+            pixels[index] = self.preprocess.pixels(open_image(paths[index]))
+
+        good = self.for_all(read, paths)
+        return (pixels, labels) if good.all() else (pixels[good], labels[good])
+
+    def check(self, paths: Sequence[Path], labels: Tensor) -> tuple[Sequence[Path], Tensor]:
+        """The paths of all pictures that can be read, for decoding them when they are asked for; and their labels."""
+        good = self.for_all(lambda index: check_image(paths[index]), paths)
+        return [path for path, kept in zip(paths, good.tolist(), strict=True) if kept], labels[good]
+
+    def for_all(self, read: Callable[[int], None], paths: Sequence[Path]) -> Tensor:
+        """Reads by index; returns which could be read, (N,) bool."""
+        good = torch.ones(len(paths), dtype=torch.bool)
+
+        def attempt(index: int) -> None:
+            try:
+                read(index)
+            except ImageFileError as error:
+                self.problem(error)
+                good[index] = False
+
+        pool = ThreadPoolExecutor()
+        try:
+            indices = range(len(paths))
+            for _ in track(pool.map(attempt, indices), "Reading pictures", len(paths), transient=True):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)  # at an error, the rest isn't read
+        return good
+
+
+def find_images(folder: Path, classes: Sequence[str], reader: ImageReader) -> tuple[list[Path], Tensor]:
     """The pictures of each class, in order of their names, and their labels (N,)."""
     unknown = {entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."} - set(classes)
     if unknown:
@@ -122,48 +175,39 @@ def find_images(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tenso
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in image_suffixes)
+        found = sorted(path for path in (folder / name).rglob("*") if is_picture(path))
         if not found:
-            raise ValueError(f"{folder / name}: the class has no pictures ({', '.join(image_suffixes)})")
+            suffixes = ", ".join(image_suffixes)
+            reader.problem(ImageFileError(f"{folder / name}: the class has no pictures ({suffixes})"))
         paths += found
         labels += [label] * len(found)
-    return paths, torch.tensor(labels)
+    return paths, torch.tensor(labels, dtype=torch.long)
 
 
-def load_images(
-    paths: Sequence[Path], labels: Tensor, preprocess: Preprocess, skip: bool, skipped: list[str]
-) -> tuple[Tensor, Tensor]:
-    """All pictures as (N, 3, H, W) uint8; those that cannot be read are raised or skipped and noted."""
-
-    def read(path: Path) -> Tensor | None:
-        try:
-            return preprocess.pixels(open_image(path))
-        except ImageFileError as error:
-            if not skip:
-                raise
-            skipped.append(str(error))
-            return None
-
-    with ThreadPoolExecutor() as pool:
-        pixels = list(track(pool.map(read, paths), f"Reading {paths[0].parents[1].name}", len(paths), transient=True))
-    kept = [index for index, image in enumerate(pixels) if image is not None]
-    if not kept:
-        raise ImageFileError(f"{paths[0].parents[1]}: none of {len(paths)} pictures could be read")
-    return torch.stack([image for image in pixels if image is not None]), labels[kept]
+def is_picture(path: Path) -> bool:
+    """By its name; what begins with a dot are notes that systems leave beside pictures."""
+    return path.suffix.lower() in image_suffixes and path.name[0] != "." and path.is_file()
 
 
-def check_images(
-    paths: Sequence[Path], labels: Tensor, skip: bool, skipped: list[str]
-) -> tuple[Sequence[Path], Tensor]:
-    """The paths of all pictures that can be opened; the decoding is left for later."""
-    kept = []
-    for index, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                image.verify()
-            kept.append(index)
-        except Exception as error:  # whatever a damaged file makes a decoder raise
-            if not skip:
-                raise ImageFileError(f"{path}: is no whole picture: {error}") from error
-            skipped.append(f"{path}: {error}")
-    return [paths[index] for index in kept], labels[kept]
+def keep_filled_classes(
+    classes: Sequence[str], splits: dict[str, Split], folder: Path
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """Leaves out the classes of which no training picture is left, in all splits.
+
+    Raises:
+        ValueError: fewer than two classes are left, or no picture is left in a split.
+    """
+    filled = torch.bincount(splits["train"][1], minlength=len(classes)) > 0
+    names = tuple(name for name, has_pictures in zip(classes, filled.tolist(), strict=True) if has_pictures)
+    if len(names) < 2:
+        raise ValueError(f"{folder}: {len(names)} classes have pictures that can be read; at least two are needed")
+    new_labels = filled.cumsum(0) - 1
+    kept: dict[str, Split] = {}
+    for split, (images, labels) in splits.items():
+        good = filled[labels]
+        if not good.any():
+            raise ValueError(f"{folder.parent}: no picture of the {split} images can be read")
+        if not good.all():
+            images = images[good] if isinstance(images, Tensor) else [images[index] for index in good.nonzero()]
+        kept[split] = images, new_labels[labels[good]]
+    return names, kept

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
-from visattn.data.sampler import EpochSampler
+from visattn.data.sampler import EpochSampler, processes_and_rank
 
 
 class ResumableLoader(DataLoader):
@@ -25,13 +23,12 @@ class ResumableLoader(DataLoader):
         self._resume_from: dict[str, int] | None = None
         super().__init__(dataset, sampler=sampler, **keywords)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         self._batches_done = 0
         if self._resume_from is not None and self._resume_from["epoch"] == self.sampler.epoch:
             self._batches_done = self._resume_from["batches_done"]
         self._resume_from = None
-        processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        self.sampler.skip_samples = self._batches_done * self.batch_size * processes
+        self.sampler.skip_samples = self._batches_done * (self.batch_size or 1) * processes_and_rank()[0]
         for batch in super().__iter__():
             self._batches_done += 1
             yield batch

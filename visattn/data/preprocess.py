@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from visattn.data.images import to_rgb
+
 imagenet_mean = (0.485, 0.456, 0.406)
 imagenet_std = (0.229, 0.224, 0.225)
 
@@ -76,7 +78,7 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """A picture to (3, height, width), uint8: resized and cropped, not yet normalised."""
-        image = image.convert("RGB")
+        image = to_rgb(image)
         if self.fit != "none":
             height, width = self.resized(image.height, image.width)
             if image.size != (width, height):

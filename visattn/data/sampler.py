@@ -13,20 +13,22 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     The order is drawn from (seed, epoch). Processes take turns, so that batch i of all of them together holds the same
     samples as batch i of one process with a batch as large as theirs together. Where the length doesn't divide among
-    them, index -1 fills up, so that all make the same number of steps; the data set labels it to be ignored.
+    them, the rest is left out, or index -1 fills up, which the data set labels to be ignored; so all make the same
+    number of steps.
 
     Args:
         length: of the data set.
         seed: of the order.
         shuffle: draw a new order each epoch, or keep that of the data set.
+        drop_rest: leave out the rest, as a loader does that drops its last batch; else fill up.
 
     Attributes:
         epoch: set by `set_epoch`, which Lightning calls.
         skip_samples: how many samples, of all processes together, the next iteration leaves out at its beginning.
     """
 
-    def __init__(self, length: int, seed: int = 0, shuffle: bool = True) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
+    def __init__(self, length: int, seed: int = 0, shuffle: bool = True, drop_rest: bool = False) -> None:
+        self.length, self.seed, self.shuffle, self.drop_rest = length, seed, shuffle, drop_rest
         self.epoch, self.skip_samples = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -38,13 +40,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.length, generator=generator)
         processes, rank = processes_and_rank()
-        order = torch.cat([order, order.new_full((-self.length % processes,), -1)])
+        if self.drop_rest:
+            order = order[: self.length - self.length % processes]
+        else:
+            order = torch.cat([order, order.new_full((-self.length % processes,), -1)])
         skip, self.skip_samples = self.skip_samples, 0
         for index in order[skip + rank :: processes].tolist():
             yield self.epoch, index
 
     def __len__(self) -> int:
-        return -(-self.length // processes_and_rank()[0])
+        processes, _ = processes_and_rank()
+        return self.length // processes if self.drop_rest else -(-self.length // processes)
 
 
 def processes_and_rank() -> tuple[int, int]:
