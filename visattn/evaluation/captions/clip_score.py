@@ -58,9 +58,20 @@ class ClipScore:
             images: RGB images.
             captions: for each image the caption to judge, untokenized.
             references: for each image its reference captions, for RefCLIPScore.
+        Raises:
+            ValueError: their numbers differ, or an image has no references.
         """
-        if len(images) != len(captions) or (references is not None and len(references) != len(images)):
-            raise ValueError("images, captions and references must be of the same number")
+        numbers = {"images": len(images), "captions": len(captions)}
+        if references is not None:
+            numbers["groups of references"] = len(references)
+        if len(set(numbers.values())) > 1:
+            given = ", ".join(f"{number} {name}" for name, number in numbers.items())
+            raise ValueError(f"there must be one caption an image, and one group of references: {given}")
+        if not images:
+            return ClipScores([], None if references is None else [])
+        for number, lines in enumerate(references or ()):
+            if not lines:
+                raise ValueError(f"image {number} has no references")
         pictures = self._embed(self._encoder.images, images)  # (images, dim)
         texts = self._embed(self._encoder.texts, [_PROMPT + caption for caption in captions])  # (images, dim)
         plain = clip_score((pictures * texts).sum(-1).tolist())

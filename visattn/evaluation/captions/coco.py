@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 from visattn.evaluation.captions.ptb_tokenizer import LINE_SEPARATORS
 from visattn.evaluation.captions.scores import Progress, Scores, evaluate
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class CaptionFileError(ValueError):
@@ -24,7 +28,10 @@ def read_references(path: str | PathLike[str], split: str | None = None) -> dict
             (`{"images": [{"sentences": [{"raw"}], "split"}]}`).
         split: "train", "restval", "val" or "test" of Karpathy's file; None takes all.
     Raises:
-        CaptionFileError: the file is not of that form, or a caption is missing, no string or holds a line separator.
+        CaptionFileError: the file is not of that form, an image appears twice, or a caption is missing, no string, no
+            valid Unicode or holds a line separator.
+    Warns:
+        UserWarning: captions are empty; they score as in the official evaluation.
     """
     data = _load(path)
     if not isinstance(data, dict):
@@ -42,20 +49,25 @@ def read_candidates(path: str | PathLike[str], known: Iterable[int]) -> dict[int
     """The caption of each image of a COCO results file, `[{"image_id", "caption"}, ...]`.
 
     Raises:
-        CaptionFileError: the file is not of that form, an image is not among `known`, or has two captions.
+        CaptionFileError: the file is not of that form, an image is not among `known`, or has two captions; or one of
+            the captions is as `read_references` refuses it.
+    Warns:
+        UserWarning: captions are empty; they score as in the official evaluation.
     """
     data = _load(path)
     if not isinstance(data, list):
         raise CaptionFileError(f'{path}: expected a list of {{"image_id", "caption"}}, found {_kind(data)}')
     ids, candidates = set(known), {}
+    empty: list[str] = []
     for index, entry in enumerate(data):
         where = f"{path}: entry {index}"
-        image = _field(where, entry, "image_id")
+        image = _image(where, entry, "image_id")
         if image not in ids:
             raise CaptionFileError(f'{where}: "image_id" {image!r} has no references')
         if image in candidates:
             raise CaptionFileError(f'{where}: "image_id" {image!r} has a caption already; one an image is allowed')
-        candidates[image] = _caption(where, entry, "caption")
+        candidates[image] = _caption(where, entry, "caption", empty)
+    _warn_of(empty)
     if not candidates:
         raise CaptionFileError(f"{path}: the list of results is empty")
     return candidates
@@ -95,14 +107,21 @@ def _load(path: str | PathLike[str]) -> Any:
 
 def _from_annotations(path: str | PathLike[str], data: dict) -> dict[int, list[str]]:
     references: dict[int, list[str]] = {}
+    empty: list[str] = []
     if not isinstance(data["annotations"], list):
         raise CaptionFileError(f'{path}: "annotations" must be a list, found {_kind(data["annotations"])}')
     for index, entry in enumerate(data["annotations"]):
         where = f"{path}: annotation {index}"
-        image = _field(where, entry, "image_id")
-        references.setdefault(image, []).append(_caption(where, entry, "caption"))
+        image = _image(where, entry, "image_id")
+        references.setdefault(image, []).append(_caption(where, entry, "caption", empty))
+    _warn_of(empty)
+    if not references:
+        raise CaptionFileError(f'{path}: "annotations" is empty')
     # pycocotools goes by the list of images, and the order of captions matters to the tokenizer.
-    order = {entry["id"]: None for entry in data.get("images", []) if isinstance(entry, dict) and "id" in entry}
+    images = data.get("images", [])
+    if not isinstance(images, list):
+        raise CaptionFileError(f'{path}: "images" must be a list, found {_kind(images)}')
+    order = {_image(f"{path}: image {index}", entry, "id"): None for index, entry in enumerate(images)}
     return {image: references[image] for image in (*order, *references) if image in references}
 
 
@@ -110,17 +129,22 @@ def _from_karpathy(path: str | PathLike[str], images: Any, split: str | None) ->
     if not isinstance(images, list):
         raise CaptionFileError(f'{path}: "images" must be a list, found {_kind(images)}')
     references: dict[int, list[str]] = {}
+    empty: list[str] = []
     for index, entry in enumerate(images):
         where = f"{path}: image {index}"
         sentences = _field(where, entry, "sentences")
         if split is not None and _field(where, entry, "split") != split:
             continue
-        image = entry["cocoid"] if "cocoid" in entry else _field(where, entry, "imgid")
+        name = "cocoid" if "cocoid" in entry else "imgid"
+        image = _image(where, entry, name)
+        if image in references:
+            raise CaptionFileError(f'{where}: "{name}" {image!r} is that of an image before')
         if not isinstance(sentences, list) or not sentences:
             raise CaptionFileError(f'{where}: "sentences" must be a list of one or more sentences')
-        references[image] = [_caption(f"{where}, sentence {i}", line, "raw") for i, line in enumerate(sentences)]
+        references[image] = [_caption(f"{where}, sentence {i}", line, "raw", empty) for i, line in enumerate(sentences)]
+    _warn_of(empty)
     if not references:
-        raise CaptionFileError(f"{path}: no image of split {split!r}")
+        raise CaptionFileError(f"{path}: no image" if split is None else f"{path}: no image of split {split!r}")
     return references
 
 
@@ -132,13 +156,33 @@ def _field(where: str, entry: Any, name: str) -> Any:
     return entry[name]
 
 
-def _caption(where: str, entry: Any, name: str) -> str:
+def _image(where: str, entry: Any, name: str) -> Any:
+    image = _field(where, entry, name)
+    if isinstance(image, bool) or not isinstance(image, int | str):
+        raise CaptionFileError(f'{where}: "{name}" must be a number or a string, found {_kind(image)}')
+    return image
+
+
+def _caption(where: str, entry: Any, name: str, empty: list[str]) -> str:
+    """The caption of an entry; notes in `empty` where one is."""
     caption = _field(where, entry, name)
     if not isinstance(caption, str):
         raise CaptionFileError(f'{where}: "{name}" must be a string, found {_kind(caption)}')
     if separator := LINE_SEPARATORS.search(caption):
         raise CaptionFileError(f'{where}: "{name}" holds the line separator U+{ord(separator[0]):04X}: {caption!r}')
+    if surrogate := _LONE_SURROGATE.search(caption):
+        raise CaptionFileError(
+            f'{where}: "{name}" is no valid Unicode (a lone surrogate at {surrogate.start()}): {caption!r}'
+        )
+    if not caption.strip():
+        empty.append(f'{where}: "{name}" is empty')
     return caption
+
+
+def _warn_of(empty: list[str]) -> None:
+    if empty:
+        more = f" (as are {len(empty) - 1} more)" if len(empty) > 1 else ""
+        warnings.warn(f"{empty[0]}{more}; it scores as in the official evaluation", stacklevel=4)
 
 
 def _kind(value: Any) -> str:

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import NamedTuple
 
 from visattn.evaluation.captions.meteor_words import EXACT, PARAPHRASE, Caption, Lexicon
 
 _BEAM = 40
 """How many alignments the search keeps at each word of the reference."""
 
+_rank = itemgetter(0)
+
+# Words of the reference and the words of the candidate that match them: (stage, place in the reference, length there,
+# place in the candidate, length there). A bare tuple, since making these takes much of the time.
+Match = tuple[int, int, int, int, int]
+
+# An alignment so far: (rank, place after the last match in the candidate or -1, bits of the words in use, choices). The
+# rank is a number that orders as (-weight, chunks, distance) do; the choices are (match, choices before it), or ().
 Path = tuple[int, int, int, tuple]
-
-
-class Match(NamedTuple):
-    """Words of the reference and the words of the candidate that match them."""
-
-    stage: int
-    reference: int
-    """Where it begins in the reference."""
-    reference_length: int
-    candidate: int
-    """Where it begins in the candidate."""
-    candidate_length: int
 
 
 class Candidate:
@@ -57,7 +52,7 @@ def align(candidate: Candidate, reference: Caption) -> tuple[list[Match], int]:
     words, others = candidate.caption.words, reference.words
     options = _word_matches(candidate, others)
     if candidate.lexicon.same(words, others):
-        options = [[match for match in matches if match.stage == EXACT] for matches in options]
+        options = [[match for match in matches if match[0] == EXACT] for matches in options]
     else:
         _add_paraphrases(options, candidate.caption, reference)
     return _search(options, len(words))
@@ -67,7 +62,7 @@ def _word_matches(candidate: Candidate, words: Sequence[str]) -> list[list[Match
     """For each place of the reference the matches that begin there, in the order of stages."""
     places = candidate.places
     return [
-        [Match(stage, place, 1, other, 1) for stage, other in places[word]] if word in places else []
+        [(stage, place, 1, other, 1) for stage, other in places[word]] if word in places else []
         for place, word in enumerate(words)
     ]
 
@@ -77,11 +72,11 @@ def _add_paraphrases(options: list[list[Match]], candidate: Caption, reference: 
     for place, length, phrase in reference.phrases:
         if not phrase.first_words.isdisjoint(candidate.distinct):
             for other, other_length in _occurrences(phrase.paraphrases, candidate):
-                options[place].append(Match(PARAPHRASE, place, length, other, other_length))
+                options[place].append((PARAPHRASE, place, length, other, other_length))
     for other, other_length, phrase in candidate.phrases:
         if not phrase.first_words.isdisjoint(reference.distinct):
             for place, length in _occurrences(phrase.paraphrases, reference):
-                options[place].append(Match(PARAPHRASE, place, length, other, other_length))
+                options[place].append((PARAPHRASE, place, length, other, other_length))
 
 
 def _occurrences(phrases: Sequence[tuple[str, ...]], caption: Caption) -> list[tuple[int, int]]:
@@ -102,30 +97,31 @@ def _search(options: list[list[Match]], length: int) -> tuple[list[Match], int]:
     candidate_cover, reference_cover = _covers(options, length)
     certain = _certain_matches(options, candidate_cover, reference_cover)
     inside = {place for match in certain.values() for place in range(match[1] + 1, match[1] + match[2])}
-    # An alignment so far is (rank, end in the candidate of the match before or -1, bits of used words, matches chosen).
-    # The rank is a number that orders as (-weight, chunks, distance) do.
-    chunk = 1 + sum(abs(match[1] - match[3]) for matches in options for match in matches)
+    chunk = 1 + sum([abs(match[1] - match[3]) for matches in options for match in matches])
     word = chunk * (length + len(options) + 2)
     paths: list[Path] = [(0, -1, 0, ())]
     for place, matches in enumerate(options):
-        _keep_best(paths)
+        if len(paths) > 1:
+            paths.sort(key=_rank)
+            del paths[_BEAM:]
         if place in inside:
             continue
         if place in certain:
             _, _, _, begin, size = match = certain[place]
             gain, end = _weight(match) * word, begin + size
             paths = [
-                (key - gain if last in (begin, -1) else key - gain + chunk, end, used, chosen)
+                (key - gain if last == begin or last == -1 else key - gain + chunk, end, used, chosen)
                 for key, last, used, chosen in paths
             ]
         elif reference_cover[place]:
             paths = _extend(paths, matches, length, place, word, chunk)
         else:
             paths = [(key if last == -1 else key + chunk, -1, used, chosen) for key, last, used, chosen in paths]
-    _keep_best(paths)
-    key, chosen = min(
-        ((key if last == -1 else key + chunk, chosen) for key, last, _, chosen in paths), key=itemgetter(0)
-    )
+    if len(paths) > 1:
+        paths.sort(key=_rank)
+        del paths[_BEAM:]
+    paths = [(key if last == -1 else key + chunk, -1, used, chosen) for key, last, used, chosen in paths]
+    key, _, _, chosen = min(paths, key=_rank)
     found = list(certain.values())
     while chosen:
         match, chosen = chosen
@@ -158,12 +154,6 @@ def _certain_matches(options: list[list[Match]], candidate: list[int], reference
     }
 
 
-def _keep_best(paths: list[Path]) -> None:
-    if len(paths) > 1:
-        paths.sort(key=itemgetter(0))
-        del paths[_BEAM:]
-
-
 def _extend(paths: list[Path], matches: list[Match], length: int, place: int, word: int, chunk: int) -> list[Path]:
     """All alignments that go on with one of the matches at a place of the reference, or with none."""
     moves = []
@@ -179,7 +169,7 @@ def _extend(paths: list[Path], matches: list[Match], length: int, place: int, wo
             continue
         for match, bits, gain, begin, end, distance in moves:
             if not used & bits:
-                step = key - gain if last in (begin, -1) else key - gain + chunk
+                step = key - gain if last == begin or last == -1 else key - gain + chunk
                 extended.append((step, end, used | bits, (match, chosen)))
                 key += distance  # as in the original, where a move's distance counts for the alignments after it
         extended.append((key if last == -1 else key + chunk, -1, used, chosen))

@@ -20,6 +20,7 @@ _LETTER = (
 )
 _SPACE = re.compile("[ \u00a0\u2000-\u200a\u202f\u205f\u3000]+")
 _SEPARATOR = re.compile("[ \t\n\r\f]+")
+_TRIMMED = "".join(map(chr, range(33)))  # what Java cuts off the ends of a string
 
 # Letters, digits and spaces: no rule changes such a caption.
 _is_plain = re.compile("[A-Za-z0-9 ]*").fullmatch
@@ -52,14 +53,14 @@ def normalize(caption: str, index: MeteorIndex) -> list[str]:
     """The words of a caption as METEOR compares them, in lower case."""
     if _is_plain(caption):
         return caption.lower().split()
-    text = f" {caption} "
+    text = f" {caption.strip(_TRIMMED)} "
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     tokens = [token for token in _SEPARATOR.split(text) if token]
     pieces = [
         _split_period(token, following, index) for token, following in zip(tokens, [*tokens[1:], ""], strict=True)
     ]
-    text = _SPACE.sub(" ", " ".join(pieces)).lower()
+    text = _SPACE.sub(" ", " ".join(pieces)).strip(_TRIMMED).lower()
     return [token for token in _SEPARATOR.split(text) if token]
 
 

@@ -75,7 +75,9 @@ def _find() -> tuple[str, Path]:
 
 
 def _run(command: list[str], folder: Path, timeout: float) -> None:
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    )
     try:
         printed, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
