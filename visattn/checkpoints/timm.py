@@ -16,7 +16,7 @@ import torch
 from timm.models import swin_transformer, vision_transformer
 from torch import Tensor, nn
 
-from visattn.backbones import SwinTransformer, VisionTransformer
+from visattn.backbones import Backbone, SwinTransformer, VisionTransformer
 from visattn.checkpoints.native import CheckpointError, load_strictly
 from visattn.data.preprocess import Preprocess
 from visattn.heads import ImageClassifier
@@ -105,11 +105,14 @@ def build(
     """
     original = skeleton(config, weights, origin, image_size)
     published = dict(config.get("pretrained_cfg") or {}) or dict(original.pretrained_cfg)
-    state = filled(original, weights, origin)
     if isinstance(original, swin_transformer.SwinTransformer):
-        backbone, renamed = SwinTransformer(**swin_arguments(original)), swin_weights(original, state)
+        arguments = swin_arguments(original)
+        backbone: Backbone = SwinTransformer(**arguments)
+        renamed = swin_weights(original, filled(original, weights, origin))
     else:
-        backbone, renamed = VisionTransformer(**vit_arguments(original, origin)), vit_weights(original, state)
+        arguments = vit_arguments(original, origin)  # first, since what isn't supported has other weights too
+        backbone = VisionTransformer(**arguments)
+        renamed = vit_weights(original, filled(original, weights, origin))
     model = ImageClassifier(backbone, original.num_classes or None)
     load_strictly(model, renamed, origin)
     model.preprocess = preprocess_of(published, backbone.image_size)
@@ -183,8 +186,10 @@ def vit_arguments(original: Any, origin: str) -> dict[str, Any]:
         unsupported = f"pooling {original.global_pool!r}"
     elif embedding.patch_size[0] != embedding.patch_size[1]:
         unsupported = f"patches of {embedding.patch_size} pixels"
+    elif type(getattr(block, "attn", None)).__name__ not in ("Attention", "NoneType"):
+        unsupported = f"attention of type {type(block.attn).__name__}"
     if unsupported:
-        raise CheckpointError(f"{origin}: {unsupported} have no counterpart in visattn")
+        raise CheckpointError(f"{origin}: timm's {unsupported} has no counterpart in visattn")
     unit = {"parallel": block, "twin": None}.get(_blocks[kind], getattr(block, "attn", None))
     if unit is None:
         unit = block.attns[0].attn

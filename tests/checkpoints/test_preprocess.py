@@ -1,0 +1,69 @@
+"""A loaded model prepares a picture as its publishers did."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from timm.models import save_for_hf
+
+from visattn.checkpoints import load_pretrained
+
+small = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+published = {
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": small,
+    "vit_tiny_patch16_384.augreg_in21k_ft_in1k": small,
+    "deit_tiny_distilled_patch16_224.fb_in1k": small,
+    "deit3_small_patch16_224.fb_in22k_ft_in1k": small,
+    "vit_small_patch14_reg4_dinov2.lvd142m": small,
+    "vit_base_patch16_clip_224.openai_ft_in1k": small,
+    "vit_base_patch16_siglip_224.webli": small,
+    "swin_tiny_patch4_window7_224.ms_in1k": {"embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4)},
+    "swin_base_patch4_window12_384.ms_in22k_ft_in1k": {"embed_dim": 12, "depths": (1, 1), "num_heads": (2, 4)},
+}
+
+
+def picture(height, width):
+    """A photograph-like picture: smooth shapes and fine noise."""
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(0, 255, (9, 12, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=float)
+    return Image.fromarray((smooth + generator.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", published)
+@pytest.mark.parametrize("size", [(333, 500), (500, 281)])
+def test_pixels_equal_those_of_the_transform_of_timm(name, size, tmp_path):
+    original = timm.create_model(name, num_classes=3, **published[name])
+    save_for_hf(original, tmp_path, model_args=published[name], safe_serialization=True)
+    transform = create_transform(**resolve_data_config(model=original))
+    pixels = load_pretrained(tmp_path).preprocess(picture(*size))
+    torch.testing.assert_close(pixels, transform(picture(*size)), rtol=0, atol=1e-5)
+
+
+processors = {
+    "ViT": (transformers.ViTConfig, "ViTImageProcessorPil", {}),
+    "ViT, bicubic": (transformers.ViTConfig, "ViTImageProcessorPil", {"resample": 3, "image_mean": [0.4, 0.5, 0.6]}),
+    "DeiT": (transformers.DeiTConfig, "DeiTImageProcessorPil", {}),
+    "DINOv2": (transformers.Dinov2Config, "BitImageProcessorPil", {"size": {"shortest_edge": 256}}),
+    "Swin": (transformers.SwinConfig, "ViTImageProcessorPil", {"resample": 3}),
+}
+
+
+@pytest.mark.parametrize("kind", processors)
+@pytest.mark.parametrize("size", [(333, 500), (500, 281)])
+def test_pixels_equal_those_of_the_image_processor_of_transformers(kind, size, tmp_path):
+    configuration, name, options = processors[kind]
+    if kind == "Swin":
+        sizes = {"embed_dim": 12, "depths": [1, 1], "num_heads": [2, 4]}
+    else:
+        sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    config = configuration(**sizes, image_size=224, patch_size=4 if kind == "Swin" else 16, num_labels=3)
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+    processor = getattr(transformers, name)(**options)
+    processor.save_pretrained(tmp_path)
+    expected = torch.tensor(np.asarray(processor(picture(*size))["pixel_values"][0]))
+    pixels = load_pretrained(tmp_path).preprocess(picture(*size))
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-5)
