@@ -53,8 +53,13 @@ def scores(references: list[list[str]], candidates: list[str]) -> dict[str, tupl
     return {name: (float(corpus), list(map(float, values))) for name, (corpus, values) in results.items()}
 
 
-def meteor(references: list[list[str]], candidates: list[str]) -> tuple[list[list[int]], float, list[float]]:
-    """METEOR's statistics of each segment as it prints them, the score of the corpus and of each segment."""
+def meteor(
+    references: list[list[str]], candidates: list[str], evaluate: int | None = None
+) -> tuple[list[list[int]], float, list[float]]:
+    """METEOR's statistics of each segment as it prints them, the score of the corpus and of each segment.
+
+    With `evaluate` the scores are those of only that many segments.
+    """
     command = ["java", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
     process = subprocess.Popen(
         command,
@@ -63,7 +68,6 @@ def meteor(references: list[list[str]], candidates: list[str]) -> tuple[list[lis
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         encoding="utf-8",
-        newline="\n",
     )
     segments = [
         " ||| ".join(["SCORE", *captions, candidate.replace("|||", "").replace("  ", " ")])
@@ -79,9 +83,10 @@ def meteor(references: list[list[str]], candidates: list[str]) -> tuple[list[lis
         writer.start()
         lines = [process.stdout.readline().strip() for _ in segments]
         writer.join()
-        process.stdin.write(" ||| ".join(["EVAL", *lines]) + "\n")
+        evaluated = lines[:evaluate]
+        process.stdin.write(" ||| ".join(["EVAL", *evaluated]) + "\n")
         process.stdin.flush()
-        *values, corpus = [float(process.stdout.readline()) for _ in range(len(segments) + 1)]
+        *values, corpus = [float(process.stdout.readline()) for _ in range(len(evaluated) + 1)]
         process.stdin.close()
     return [[int(float(number)) for number in line.split()] for line in lines], corpus, values
 
@@ -163,30 +168,31 @@ def crowded(number: int) -> tuple[list[list[str]], list[str]]:
     ]
 
 
+def tokenized_corpus(references: list[list[str]], candidates: list[str]) -> tuple[list[list[str]], list[str]]:
+    """Both as the original tokenizer cuts them, the references in the order of the images."""
+    flat = iter(tokenized([caption for captions in references for caption in captions]))
+    return [[next(flat) for _ in captions] for captions in references], tokenized(candidates)
+
+
 def store() -> None:
     path = HERE / "official_scores.json"
     stored = json.loads(path.read_text())
-    references = tokenized([caption for _, captions in stored["references"] for caption in captions])
-    candidates = tokenized([caption for _, caption in stored["candidates"]])
-    groups, start = [], 0
-    for _, captions in stored["references"]:
-        groups.append(references[start : start + len(captions)])
-        start += len(captions)
-    results = scores(groups, candidates)
-    _, corpus, per_image = meteor(groups, candidates)
-    results["METEOR"] = corpus, per_image
-    stored["tokenized"] = candidates
+    texts, judged = tokenized_corpus(
+        [captions for _, captions in stored["references"]], [caption for _, caption in stored["candidates"]]
+    )
+    results = scores(texts, judged)
+    parts = [(texts, judged)]
+    for captions, candidates in (damaged(*flickr8k()), nasty(3000), crowded(300)):
+        numbers = random.Random(14).sample(range(len(candidates)), 50)
+        parts.append(tokenized_corpus([captions[i] for i in numbers], [candidates[i] for i in numbers]))
+    groups, lines = ([item for part in parts for item in part[side]] for side in (0, 1))
+    statistics, corpus, values = meteor(groups, lines, evaluate=len(judged))
+    results["METEOR"] = corpus, values[: len(judged)]
+    stored["tokenized"] = judged
     stored["corpus"] = {name: total for name, (total, _) in results.items()}
     stored["per_image"] = {name: values for name, (_, values) in results.items()}
     path.write_text(json.dumps(stored, indent=0) + "\n")
-
-    groups, candidates = [], []
-    for captions, judged in (damaged(*flickr8k()), nasty(3000), crowded(300)):
-        numbers = random.Random(14).sample(range(len(judged)), 50)
-        groups += [tokenized(captions[number]) for number in numbers]
-        candidates += tokenized([judged[number] for number in numbers])
-    statistics, _, values = meteor(groups, candidates)
-    rows = zip(groups, candidates, statistics, values, strict=True)
+    rows = list(zip(groups, lines, statistics, strict=True))[len(judged) :]
     (HERE / "meteor_segments.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
 

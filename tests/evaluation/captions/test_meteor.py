@@ -21,7 +21,7 @@ from visattn.evaluation.captions.meteor_normalizer import normalize
 from visattn.evaluation.captions.meteor_words import Lexicon, java_hash
 
 SEGMENTS = json.loads(Path(__file__).with_name("meteor_segments.json").read_text())
-REFERENCES, CANDIDATES, STATISTICS, VALUES = (list(column) for column in zip(*SEGMENTS, strict=True))
+REFERENCES, CANDIDATES, STATISTICS = (list(column) for column in zip(*SEGMENTS, strict=True))
 
 pytestmark = originals.needs_extra
 
@@ -36,11 +36,6 @@ def test_every_stored_segment_is_counted_as_the_original_counts_it(meteor):
     assert [row for row in zip(CANDIDATES, counted, STATISTICS, strict=True) if row[1] != row[2]] == []
 
 
-def test_scores_of_the_stored_segments_equal_the_original(meteor):
-    _, per_image = meteor.score(REFERENCES, CANDIDATES)
-    np.testing.assert_allclose(per_image, VALUES, atol=1e-12, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("candidate", "reference", "stage"),
     [
@@ -52,9 +47,8 @@ def test_scores_of_the_stored_segments_equal_the_original(meteor):
     ],
 )
 def test_a_word_matches_first_exactly_then_by_stem_synonym_and_paraphrase(meteor, candidate, reference, stage):
-    ((*_, _chunks, _matched, _others),) = rows = meteor.statistics([[reference]], [candidate])
-    content_of_candidate = rows[0][4:20:4]
-    assert content_of_candidate == [int(stage == number) for number in range(4)]
+    (row,) = meteor.statistics([[reference]], [candidate])
+    assert row[4:20:4] == [int(stage == number) for number in range(4)]  # content words of the candidate
 
 
 def test_the_first_of_equally_good_references_counts(meteor):
@@ -114,9 +108,8 @@ def test_captions_are_cut_again_as_the_original_cuts_them(caption, words):
 
 
 def test_words_of_equal_java_hash_are_the_same_word():
-    assert java_hash("siblings") == java_hash("teheran") == -1_009_795_880 % 2**32 or java_hash(
-        "siblings"
-    ) == java_hash("teheran")
+    assert java_hash("siblings") == java_hash("teheran")
+    assert java_hash("dog") == ord("d") * 31**2 + ord("o") * 31 + ord("g")
     assert java_hash("\U0001f600") == 31 * 0xD83D + 0xDE00
 
 

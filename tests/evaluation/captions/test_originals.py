@@ -20,32 +20,30 @@ pytestmark = [originals.needs_java]
     ],
 )
 def corpus(request):
-    """References and candidates, tokenized by the original, and the strings that they come from."""
+    """References and candidates as the original tokenizes them, and as they were before."""
     references, candidates = {
         "whole": originals.flickr8k,
         "damaged": lambda: originals.damaged(*(part[::2] for part in originals.flickr8k())),
         "nasty": lambda: originals.nasty(2000),
         "crowded": lambda: originals.crowded(500),
     }[request.param]()
-    lines = [caption for captions in references for caption in captions]
-    flat = originals.tokenized(lines)
-    ends = np.cumsum([len(captions) for captions in references]).tolist()
-    groups = [flat[end - len(captions) : end] for captions, end in zip(references, ends, strict=True)]
-    return groups, originals.tokenized(candidates), (lines, candidates, flat)
+    return originals.tokenized_corpus(references, candidates), (references, candidates)
 
 
 def test_every_token_string_equals_the_original_character_by_character(corpus):
-    _, judged, (lines, candidates, flat) = corpus
-    assert tokenize(lines) == flat
+    (texts, judged), (references, candidates) = corpus
+    assert tokenize([caption for captions in references for caption in captions]) == [
+        line for lines in texts for line in lines
+    ]
     assert tokenize(candidates) == judged
 
 
 def test_bleu_rouge_and_cider_equal_the_original_within_1e9(corpus):
-    references, candidates, _ = corpus
-    official = originals.scores(references, candidates)
-    total, per_image = bleu(references, candidates)
+    texts, judged = corpus[0]
+    official = originals.scores(texts, judged)
+    total, per_image = bleu(texts, judged)
     ours = {f"Bleu_{n + 1}": (total[n], per_image[n]) for n in range(4)}
-    for name, values in (("ROUGE_L", rouge_l(references, candidates)), ("CIDEr", Cider(references).score(candidates))):
+    for name, values in (("ROUGE_L", rouge_l(texts, judged)), ("CIDEr", Cider(texts).score(judged))):
         ours[name] = values.mean(), values
     assert ours.keys() == official.keys()
     for name, (whole, values) in official.items():
@@ -54,10 +52,10 @@ def test_bleu_rouge_and_cider_equal_the_original_within_1e9(corpus):
 
 
 def test_meteor_counts_and_scores_equal_the_original(corpus):
-    references, candidates, _ = corpus
-    statistics, total, values = originals.meteor(references, candidates)
+    texts, judged = corpus[0]
+    statistics, total, values = originals.meteor(texts, judged)
     meteor = Meteor()
-    assert meteor.statistics(references, candidates) == statistics
-    whole, per_image = meteor.score(references, candidates)
+    assert meteor.statistics(texts, judged) == statistics
+    whole, per_image = meteor.score(texts, judged)
     assert whole == pytest.approx(total, abs=1e-9)
     np.testing.assert_allclose(per_image, values, atol=1e-9, rtol=0)

@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import originals
 import pytest
 
 from visattn.evaluation.captions import (
     CaptionFileError,
     Cider,
-    SpiceUnavailable,
     evaluate,
     evaluate_coco,
     read_references,
@@ -20,12 +21,14 @@ from visattn.evaluation.captions import (
 
 OFFICIAL = json.loads(Path(__file__).with_name("official_scores.json").read_text())
 REFERENCES, CANDIDATES = dict(OFFICIAL["references"]), dict(OFFICIAL["candidates"])
-METRICS = tuple(OFFICIAL["corpus"])
+METRICS = [pytest.param(name, marks=originals.needs_extra) if name == "METEOR" else name for name in OFFICIAL["corpus"]]
 
 
 @pytest.fixture(scope="module")
 def scores():
-    return evaluate(REFERENCES, CANDIDATES, METRICS)
+    return evaluate(
+        REFERENCES, CANDIDATES, [name for name in OFFICIAL["corpus"] if name != "METEOR" or originals.has_extra]
+    )
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -111,7 +114,11 @@ def test_evaluate_coco_judges_the_images_of_the_results(files):
         ([{"image_id": 5, "caption": "a"}] * 2, "entry 1: .* has a caption already"),
         ([{"image_id": 5}], "entry 0: \"caption\" is missing"),
         ([{"image_id": 5, "caption": 3}], "entry 0: \"caption\" must be a string, found a number"),
+        ([{"image_id": 5, "caption": None}], "entry 0: \"caption\" must be a string, found null"),
         ([{"image_id": 5, "caption": "a\rb"}], "entry 0: \"caption\" holds the line separator U\\+000D"),
+        ([{"image_id": 5, "caption": "a\ud800b"}], "entry 0: \"caption\" is no valid Unicode .a lone surrogate at 1"),
+        ([{"image_id": [5], "caption": "a"}], "entry 0: \"image_id\" must be a number or a string, found a list"),
+        ([{"caption": "a"}], "entry 0: \"image_id\" is missing"),
         ([4], "entry 0: expected an object"),
         ({"a": 1}, "expected a list"),
         ([], "is empty"),
@@ -121,6 +128,39 @@ def test_bad_results_are_named_by_file_entry_and_field(files, results, message):
     files[1].write_text(json.dumps(results))
     with pytest.raises(CaptionFileError, match=message):
         evaluate_coco(*files, metrics=["Bleu_1"])
+
+
+def test_an_empty_caption_scores_with_a_warning_that_names_it(files):
+    results = [{"image_id": 5, "caption": "two dogs"}, {"image_id": 11, "caption": " "}]
+    files[1].write_text(json.dumps(results))
+    with pytest.warns(UserWarning, match=r'results.json: entry 1: "caption" is empty; it scores'):
+        scores = evaluate_coco(*files, metrics=["Bleu_1", "ROUGE_L"])
+    assert scores.per_image[11]["ROUGE_L"] == 0
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ({"annotations": []}, '"annotations" is empty'),
+        ({"annotations": {}}, '"annotations" must be a list, found an object'),
+        ({"annotations": [{"image_id": 1}]}, 'annotation 0: "caption" is missing'),
+        (
+            {"annotations": [{"image_id": 1, "caption": ["a"]}]},
+            'annotation 0: "caption" must be a string, found a list',
+        ),
+        ({"annotations": [{"image_id": 1, "caption": "a"}], "images": 3}, '"images" must be a list, found a number'),
+        ({"images": [{"imgid": 1, "sentences": []}]}, 'image 0: "sentences" must be a list of one or more'),
+        ({"images": [{"imgid": 1, "sentences": [{"raw": 1}]}]}, 'image 0, sentence 0: "raw" must be a string'),
+        ({"images": [{"imgid": 1, "sentences": [{"raw": "a"}]}] * 2}, 'image 1: "imgid" 1 is that of an image before'),
+        ({"images": []}, "no image"),
+        ({"info": 1}, 'neither "annotations"'),
+    ],
+)
+def test_bad_references_are_named_by_file_entry_and_field(tmp_path, annotations, message):
+    path = tmp_path / "references.json"
+    path.write_text(json.dumps(annotations))
+    with pytest.raises(CaptionFileError, match=f"references.json: .*{message}"):
+        read_references(path)
 
 
 def test_files_that_are_no_utf8_or_no_json_are_named(tmp_path):
@@ -146,10 +186,11 @@ def test_karpathys_file_is_read_by_split(tmp_path):
         read_references(path, "dev")
 
 
-def test_spice_without_java_says_so(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(SpiceUnavailable, match="needs Java"):
-        evaluate({1: ["a"], 2: ["b"]}, {1: "a", 2: "b"}, ["SPICE"])
+def test_threads_get_the_same_scores_as_one_after_the_other(scores):
+    metrics = list(scores.corpus)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: evaluate(REFERENCES, CANDIDATES, metrics), range(8)))
+    assert all(result == scores for result in found)
 
 
 def test_import_brings_neither_torch_nor_other_parts():

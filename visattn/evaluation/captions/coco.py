@@ -57,7 +57,8 @@ def read_candidates(path: str | PathLike[str], known: Iterable[int]) -> dict[int
     data = _load(path)
     if not isinstance(data, list):
         raise CaptionFileError(f'{path}: expected a list of {{"image_id", "caption"}}, found {_kind(data)}')
-    ids, candidates = set(known), {}
+    ids = set(known)
+    candidates: dict[int, str] = {}
     empty: list[str] = []
     for index, entry in enumerate(data):
         where = f"{path}: entry {index}"
