@@ -157,7 +157,7 @@ def test_a_test_folder_alone_is_an_error(tmp_path):
 
 
 def test_a_folder_without_any_readable_picture_is_an_error(tmp_path):
-    for path in fill(tmp_path, number=2).rglob("*.png"):
+    for path in fill(tmp_path, number=4).rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="0 classes have pictures that can be read"):
         prepared(tmp_path, on_error="skip")
