@@ -1,13 +1,15 @@
 """The command `score-captions`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import typer
+from originals import needs_extra
 from typer.testing import CliRunner
 
 from visattn.cli.score_captions import main
-from visattn.evaluation.captions import evaluate_coco
+from visattn.evaluation.captions import METRICS, evaluate_coco
 
 app = typer.Typer()
 app.command()(main)
@@ -41,7 +43,83 @@ def test_scores_go_to_the_screen_and_to_both_files(files, tmp_path):
     assert len(table.read_text().splitlines()) == 8
 
 
-def test_a_bad_file_is_an_error_and_no_traceback(files):
-    result = CliRunner().invoke(app, ["--references", files["results"], "--candidates", files["results"]])
+def _run(files, *options, references="annotations", candidates="results"):
+    return CliRunner().invoke(app, ["--references", files[references], "--candidates", files[candidates], *options])
+
+
+@needs_extra
+def test_the_official_metrics_are_the_default(files):
+    result = _run(files)
+    assert result.exit_code == 0, result.output
+    for name in METRICS:
+        assert f" {name} " in result.output
+
+
+def test_karpathys_file_is_taken_by_split(files, tmp_path):
+    images = [
+        {"cocoid": i, "split": "test" if i else "val", "sentences": [{"raw": f"a dog number {i}"}]} for i in range(7)
+    ]
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps({"images": images}))
+    files["karpathy"] = str(path)
+    whole = _run(files, "--metrics", "ROUGE_L", references="karpathy")
+    assert "7 images" in whole.output
+    part = _run(files, "--metrics", "ROUGE_L", "--split", "test", references="karpathy")
+    assert part.exit_code == 1
+    assert 'results.json: entry 0: "image_id" 0 has no references' in part.output
+
+
+def test_an_empty_caption_is_a_warning(files):
+    entries = [{"image_id": 0, "caption": ""}, {"image_id": 1, "caption": "a dog"}]
+    Path(files["results"]).write_text(json.dumps(entries))
+    result = _run(files, "--metrics", "Bleu_1")
+    assert result.exit_code == 0
+    assert "warning: " in result.output
+    assert 'entry 0: "caption" is empty' in result.output
+
+
+def test_systems_with_captions_of_different_images_are_not_compared(files):
+    Path(files["worse"]).write_text(json.dumps([{"image_id": 3, "caption": "a dog"}]))
+    result = _run(files, "--metrics", "Bleu_1", "--compare", files["worse"])
     assert result.exit_code == 1
-    assert "expected an object" in result.output
+    assert "6 images are in one only, for example 0" in result.output
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"image_id": 99, "caption": "a"}]', 'entry 0: "image_id" 99 has no references'),
+        (b'[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]', "has a caption already"),
+        (b'[{"image_id": 1}]', 'entry 0: "caption" is missing'),
+        (b'[{"image_id": 1, "caption": null}]', 'entry 0: "caption" must be a string, found null'),
+        (b'[{"image_id": 1, "caption": 7}]', 'entry 0: "caption" must be a string, found a number'),
+        (b'{"image_id": 1, "caption": "a"}', "expected a list of"),
+        (b'[{"image_id": 1, "caption": "caf\xe9"}]', "not UTF-8 (byte 32)"),
+        ('[{"image_id": 1, "caption": "a"}]'.encode("utf-16"), "not UTF-8"),
+        (b"[", "no JSON"),
+        (b"[]", "the list of results is empty"),
+    ],
+)
+def test_a_bad_file_is_an_error_that_names_it_and_no_traceback(files, content, message):
+    Path(files["results"]).write_bytes(content)
+    result = _run(files, "--metrics", "Bleu_1")
+    assert result.exit_code == 1
+    assert "error: " in result.output
+    assert "results.json: " in result.output
+    assert message in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "BLEU"], "unknown metric 'BLEU'; there are Bleu_1"),
+        (["--metrics", "Bleu_1", "--split", "test"], "COCO annotations hold no splits"),
+        (["--metrics", "Bleu_1", "--compare", "nowhere.json"], "nowhere.json"),
+        (["--metrics", "SPICE"], "SPICE needs"),
+    ],
+)
+def test_what_cannot_be_done_is_said(files, options, message):
+    result = _run(files, *options)
+    assert result.exit_code == 1
+    assert message in result.output

@@ -69,7 +69,7 @@ class MeteorIndex:
 
     def starts_longer_phrase(self, words: str) -> bool:
         """Whether a phrase with paraphrases begins with these words, separated by spaces, and goes on."""
-        return self._sources.has_keys_with_prefix(words + " ")
+        return next(self._sources.iterkeys(words + " "), None) is not None
 
     def phrases(self, text: str) -> Iterator[tuple[str, int]]:
         """The phrases with paraphrases that begin the text, shortest first, each with its number."""
