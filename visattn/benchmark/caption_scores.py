@@ -50,14 +50,9 @@ def main(
     console.print(table)
     values = Table("metric", "visattn", "pycocoevalcap", "difference")
     for name, score in our_scores.items():
-        official = their_scores.get(name)
-        known = official is not None
-        values.add_row(
-            name,
-            f"{score:.10f}",
-            f"{official:.10f}" if known else "-",
-            f"{abs(score - official):.0e}" if known else "-",
-        )
+        official = f"{their_scores[name]:.10f}" if their_scores else "-"
+        difference = f"{abs(score - their_scores[name]):.0e}" if their_scores else "-"
+        values.add_row(name, f"{score:.10f}", official, difference)
     console.print(values)
     console.print(f"CIDEr-D with known document frequencies: {_cider_rate(texts, candidates):,.0f} candidates/s")
     console.print(_fresh_process(images, captions, meteor), highlight=False)
