@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from visattn.data.scene_plans import colors, kinds, plan_scenes, relations, textures
+from visattn.data.scene_plans import colors, kinds, pairs, plan_scenes, relations, textures
 from visattn.data.scenes import draw_scene, draw_scenes, scene_classes
 
 scenes = [draw_scene(0, index, 64) for index in range(150)]
@@ -75,11 +75,11 @@ def holds(relation, first, second):
 
 def test_labels_are_true_of_the_picture():
     for scene in scenes:
-        circle, square = scene.objects[:2]
-        assert (circle.kind, square.kind) == ("circle", "square")
-        assert holds(scene.relation, circle.mask, square.mask)
-        same = ", same color" if circle.color == square.color else ""
-        assert scene_classes[scene.label] == f"circle {scene.relation} square{same}"
+        first, second = scene.objects[:2]
+        assert (first.color, second.color) in pairs
+        assert holds(scene.relation, first.mask, second.mask)
+        assert scene_classes[scene.label] == f"{first.color} {scene.relation} {second.color}"
+        assert not {thing.color for thing in scene.objects[2:]} & {color for pair in pairs for color in pair}
 
 
 def test_large_objects_are_larger_than_small_ones():
@@ -92,16 +92,16 @@ def test_every_label_is_equally_frequent():
     assert ((counts - 2000) ** 2 / 2000).sum() < 27  # chi-squared of 7 degrees: 1 in 3,000
 
 
-def test_the_label_shows_in_no_property_of_a_single_object():
+def test_the_relation_shows_in_no_property_of_a_single_object():
     plan = plan_scenes(3, range(16_000))
-    for slot in (0, 1):
-        for values in (plan.color[:, slot], plan.texture[:, slot], plan.large[:, slot]):
+    for slot in range(4):
+        for values in (plan.kind[:, slot], plan.color[:, slot], plan.texture[:, slot], plan.large[:, slot]):
             for value in np.unique(values):
-                shares = np.bincount(plan.label[values == value], minlength=8) / (values == value).sum()
-                assert abs(shares - 1 / 8).max() < 0.035
+                shares = np.bincount(plan.relation[values == value], minlength=4) / (values == value).sum()
+                assert abs(shares - 1 / 4).max() < 0.035
 
 
-def test_the_place_of_the_circle_alone_does_not_give_the_label_away():
+def test_the_place_of_one_object_alone_does_not_give_the_label_away():
     plan = plan_scenes(3, range(16_000))
     across, down = (plan.center[:, 0] - 0.5).T
     guess = np.argmax([-across, across, -down, down], axis=0)
@@ -111,36 +111,30 @@ def test_the_place_of_the_circle_alone_does_not_give_the_label_away():
 
 @pytest.mark.parametrize("scene", scenes[:60], ids=range(60))
 def test_captions_are_true(scene):
-    circle, square = scene.objects[:2]
     words = {
         "left": "left of", "right": "right of", "above": "above", "over": "above", "higher": "above",
         "below": "below", "under": "below", "lower": "below",
     }  # fmt: skip
     assert len(set(scene.captions)) == 5
+    things = {thing.color: thing for thing in scene.objects[:2]}
     for sentence in scene.captions:
         assert sentence == sentence.strip().lower()
         assert "  " not in sentence
         relational = re.search(r"\b(left|right|above|over|higher|below|under|lower)\b", sentence)
         if relational:
-            relation = words[relational[1]]
-            about_square = sentence.rindex("circle") > relational.start() or re.search(
-                r"square (with|that has)", sentence
+            before, after = (
+                [color for color in re.findall(r"\w+", part) if color in things]
+                for part in (sentence[: relational.start()], sentence[relational.end() :])
             )
-            if re.search(r"square (with|that has)", sentence):  # "a square with a circle to its left"
-                assert relation == scene.relation
-            elif about_square:
-                assert holds(relation, square.mask, circle.mask)
-            else:
-                assert holds(relation, circle.mask, square.mask)
-        described = re.findall(r"(\w+) (circle|square|triangle|cross)\b", sentence)
-        for color, kind in described:
+            subject, thing = (before[-1], after[0]) if after else (before[-1], before[-2])  # "B with A to its left"
+            assert subject != thing
+            assert holds(words[relational[1]], things[subject].mask, things[thing].mask)
+        for color, kind in re.findall(r"(\w+) (circle|square|triangle|cross)\b", sentence):
             if color in colors:
                 assert color in [thing.color for thing in scene.objects if thing.kind == kind]
     full, everything = scene.captions[0], scene.captions[4]
-    assert circle.color in full
-    assert square.color in full
-    assert everything.count("circle") + everything.count("square") == 2
-    assert sum(everything.count(kind) for kind in kinds) == len(scene.objects)
+    assert all(f"{thing.color} {thing.kind}" in full for thing in scene.objects[:2])
+    assert sum(everything.count(f" {kind}") for kind in kinds) == len(scene.objects)
 
 
 def test_captions_vary_in_their_wording():
@@ -156,23 +150,28 @@ def test_captions_vary_in_their_wording():
 
 @pytest.mark.parametrize("scene", scenes[:60], ids=range(60))
 def test_answers_are_true(scene):
-    circle, square = scene.objects[:2]
+    first, second = scene.objects[:2]
     answers = dict(scene.questions)
-    assert len(answers) == len(scene.questions) == 10
-    assert answers["what color is the circle?"] == circle.color
-    assert answers["what color is the square?"] == square.color
-    assert holds(answers["where is the circle, seen from the square?"], circle.mask, square.mask)
-    assert (answers["do circle and square have the same color?"] == "yes") == (circle.color == square.color)
+    assert len(answers) == len(scene.questions) == 9
+    assert answers[f"what is {first.color}?"] == first.kind
+    assert answers[f"what is {second.color}?"] == second.kind
+    seen = answers[f"where is the {first.color} shape, seen from the {second.color} one?"]
+    assert holds(seen, first.mask, second.mask)
     assert answers["how many shapes are there?"] == str(len(scene.objects))
-    assert answers["is the circle large or small?"] == circle.size
-    assert answers["is the square plain, striped or checked?"] == square.texture
+    assert answers[f"is the {first.color} shape large or small?"] == first.size
+    assert answers[f"is the {second.color} shape plain, striped or checked?"] == second.texture
+    matched = 0
     for question, answer in scene.questions:
-        if match := re.fullmatch(rf"is the circle ({'|'.join(relations)}) the square\?", question):
-            assert (answer == "yes") == holds(match[1], circle.mask, square.mask)
+        if match := re.fullmatch(rf"is the \w+ shape ({'|'.join(relations)}) the \w+ one\?", question):
+            assert (answer == "yes") == holds(match[1], first.mask, second.mask)
+            matched += 1
         if match := re.fullmatch(r"is there a (\w+)\?", question):
             assert (answer == "yes") == any(thing.kind == match[1] for thing in scene.objects)
-        if match := re.fullmatch(rf"how many shapes are ({'|'.join(colors)})\?", question):
-            assert answer == str(sum(thing.color == match[1] for thing in scene.objects))
+            matched += 1
+        if match := re.fullmatch(r"how many (circle|square|triangle|cross)e?s are there\?", question):
+            assert answer == str(sum(thing.kind == match[1] for thing in scene.objects))
+            matched += 1
+    assert matched == 3
 
 
 def test_no_question_can_be_answered_without_the_picture():

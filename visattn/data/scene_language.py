@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visattn.data.scene_plans import relations
+from visattn.data.scene_plans import kinds, relations
 
 _sizes = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 _textures = {"plain": ("",), "striped": ("striped", "stripy"), "checked": ("checked", "checkered")}
@@ -41,33 +41,33 @@ def caption(objects: Sequence[Described], relation: str, draws: np.ndarray) -> t
     """Five true sentences about a scene, from the full to the plain.
 
     Args:
-        objects: the circle, the square and what else there is.
-        relation: of the circle to the square.
+        objects: the pair, whose colours no other object has, and what else there is.
+        relation: of the first object to the second.
         draws: (N,) in [0, 1), at least 40, for the choice of words.
     """
     pick = picker(draws)
-    circle, square = objects[:2]
+    first, second = objects[:2]
     opposite = relations[relations.index(relation) ^ 1]
-    a, b = full(circle, pick), full(square, pick)
-    first, second = pick(_wordings[relation]), pick(_wordings[opposite])
+    lies, faces = pick(_wordings[relation]), pick(_wordings[opposite])
     start = pick(("", "a picture of ", "an image showing ", "there is ", "we see "))
-    side = pick(("{b} with {a} {side}", "{b} that has {a} {side}"))
-    colors = f"both {circle.color}" if circle.color == square.color else f"one {circle.color}, one {square.color}"
+    alike = "two shapes of one kind" if first.kind == second.kind else f"a {first.kind} and a {second.kind}"
     everything = join([full(thing, pick) for thing in objects])
     number = _numbers[len(objects)]
     return (
-        f"{start}{a} {first} {b}",
-        pick(("{b} is {second} {a}", "there is {b} {second} {a}", "{b} lies {second} {a}")).format(
-            a=brief(circle, pick), b=brief(square, pick), second=second
+        f"{start}{full(first, pick)} {lies} {full(second, pick)}",
+        pick(("{b} is {faces} {a}", "there is {b} {faces} {a}", "{b} lies {faces} {a}")).format(
+            a=brief(first, pick), b=brief(second, pick), faces=faces
         ),
-        side.format(a=brief(circle, pick), b=full(square, pick), side=pick(_sides[relation])),
+        pick(("{b} with {a} {side}", "{b} that has {a} {side}")).format(
+            a=brief(first, pick), b=full(second, pick), side=pick(_sides[relation])
+        ),
         pick(
             (
-                "the circle is {first} the square",
-                "a circle and a square, {colors}, the circle {first} the square",
-                "the square is {second} the circle",
+                "the {a} shape is {lies} the {b} one",
+                "{alike}, the {a} one {lies} the {b} one",
+                "the {b} shape is {faces} the {a} one",
             )
-        ).format(first=first, second=second, colors=colors),
+        ).format(a=first.color, b=second.color, lies=lies, faces=faces, alike=alike),
         pick(
             ("{everything}", "{number} shapes: {everything}", "this picture has {number} shapes, {everything}")
         ).format(everything=everything, number=number),
@@ -76,21 +76,21 @@ def caption(objects: Sequence[Described], relation: str, draws: np.ndarray) -> t
 
 def ask(objects: Sequence[Described], relation: str, draws: np.ndarray) -> tuple[tuple[str, str], ...]:
     """Questions about a scene, each with its answer. Arguments as for `caption`; two draws are enough."""
-    circle, square = objects[:2]
+    first, second = objects[:2]
     opposite = relations[relations.index(relation) ^ 1]
     asked = relation if draws[0] < 0.5 else opposite
-    kind = "triangle" if draws[1] < 0.5 else "cross"
+    kind = kinds[int(draws[1] * len(kinds))]
+    count = sum(thing.kind == kind for thing in objects)
     return (
-        ("what color is the circle?", circle.color),
-        ("what color is the square?", square.color),
-        ("where is the circle, seen from the square?", relation),
-        (f"is the circle {asked} the square?", yes(asked == relation)),
-        ("do circle and square have the same color?", yes(circle.color == square.color)),
-        ("is the circle large or small?", circle.size),
-        ("is the square plain, striped or checked?", square.texture),
+        (f"what is {first.color}?", first.kind),
+        (f"what is {second.color}?", second.kind),
+        (f"where is the {first.color} shape, seen from the {second.color} one?", relation),
+        (f"is the {first.color} shape {asked} the {second.color} one?", yes(asked == relation)),
+        (f"is the {first.color} shape large or small?", first.size),
+        (f"is the {second.color} shape plain, striped or checked?", second.texture),
         ("how many shapes are there?", str(len(objects))),
-        (f"is there a {kind}?", yes(any(thing.kind == kind for thing in objects))),
-        (f"how many shapes are {circle.color}?", str(sum(thing.color == circle.color for thing in objects))),
+        (f"is there a {kind}?", yes(count > 0)),
+        (f"how many {kind}{'es' if kind.endswith('s') else 's'} are there?", str(count)),
     )
 
 
@@ -106,10 +106,10 @@ def full(thing: Described, pick: Pick) -> str:
 
 
 def brief(thing: Described, pick: Pick) -> str:
-    """With some of its properties: "a red circle"."""
+    """With its colour and some of its other properties: "a red circle"."""
     size, texture = pick(_sizes[thing.size]), pick(_textures[thing.texture])
-    words = pick((thing.color, f"{size} {thing.color}", f"{texture} {thing.color}", f"{size} {texture}"))
-    return with_article(f"{words} {thing.kind}")
+    words = pick((thing.color, f"{size} {thing.color}", f"{texture} {thing.color}", f"{size} {texture} {thing.color}"))
+    return with_article(f"{words} {pick((thing.kind, thing.kind, 'shape'))}")
 
 
 def with_article(words: str) -> str:

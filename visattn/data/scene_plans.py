@@ -23,11 +23,10 @@ colors = {
 }
 textures = ("plain", "striped", "checked")
 relations = ("left of", "right of", "above", "below")
-slots = 4  # objects at most: the first two are the circle and the square that the label is about
+slots = 4  # objects at most: the first two are the pair that the label is about
+pairs = (("red", "blue"), ("green", "yellow"))  # of the label; no other object of a scene has one of these colours
 
-scene_classes = tuple(f"circle {relation} square" for relation in relations) + tuple(
-    f"circle {relation} square, same color" for relation in relations
-)
+scene_classes = tuple(f"{first} {relation} {second}" for first, second in pairs for relation in relations)
 
 
 class ScenePlan(NamedTuple):
@@ -54,18 +53,19 @@ class ScenePlan(NamedTuple):
 
 def plan_scenes(seed: int, indices: Sequence[int]) -> ScenePlan:
     """Chooses everything from (seed, index) alone."""
-    draws = uniform_draws((seed,), indices, 93)  # (N, 93) in [0, 1)
+    draws = uniform_draws((seed,), indices, 95)  # (N, 95) in [0, 1)
     number = len(draws)
-    relation, same_color = (draws[:, 0] * 4).astype(int), draws[:, 1] < 0.5
+    relation, pair = (draws[:, 0] * 4).astype(int), (draws[:, 1] * 2).astype(int)
 
-    kind = np.stack([np.zeros(number), np.ones(number), 2 + (draws[:, 4] * 2), 2 + (draws[:, 5] * 2)], 1).astype(int)
-    color = (draws[:, 6:10] * len(colors)).astype(int)
-    other = (color[:, 0] + 1 + (draws[:, 7] * (len(colors) - 1)).astype(int)) % len(colors)
-    color[:, 1] = np.where(same_color, color[:, 0], other)
+    kind = (draws[:, 2:6] * len(kinds)).astype(int)
+    names = list(colors)
+    others = [index for index, name in enumerate(names) if not any(name in pair for pair in pairs)]
+    color = np.array(others)[(draws[:, 6:10] * len(others)).astype(int)]
+    color[:, :2] = np.array([[names.index(name) for name in pair] for pair in pairs])[pair]
     texture = (draws[:, 10:14] * 4).astype(int)
     texture = np.where(texture >= len(textures), 0, texture)  # half of them are plain
     large = draws[:, 14:18] < 0.5
-    # Triangles and crosses are a little smaller, yet every large thing is larger than every small one.
+    # What lies behind the pair is a little smaller, yet every large thing is larger than every small one.
     radius = np.where(large, [0.2, 0.2, 0.17, 0.17], [0.13, 0.13, 0.09, 0.09]) + 0.03 * draws[:, 18:22]
 
     # The pair lies around a middle point, apart along one axis and less so along the other.
@@ -79,7 +79,7 @@ def plan_scenes(seed: int, indices: Sequence[int]) -> ScenePlan:
     center = np.stack([middle + offset, middle - offset, draws[:, 26:28], draws[:, 28:30]], 1)  # (N, 4, 2)
     center = np.clip(center, 0.1, 0.9)
 
-    wanted = np.stack([np.ones(number), np.ones(number), draws[:, 2] < 0.8, draws[:, 3] < 0.5], 1).astype(bool)
+    wanted = np.stack([np.ones(number), np.ones(number), draws[:, 93] < 0.8, draws[:, 94] < 0.5], 1).astype(bool)
     level = 70 + 115 * draws[:, 34:36, None]
     tint = 70 * (draws[:, 36:42].reshape(number, 2, 3) - 0.5)
     return ScenePlan(
@@ -94,7 +94,7 @@ def plan_scenes(seed: int, indices: Sequence[int]) -> ScenePlan:
         level + tint,  # greyish, so that shapes of every colour stand out
         draws[:, 42] * 2 * np.pi,
         relation,
-        relation + 4 * same_color,
+        relation + len(relations) * pair,
         draws[:, 43:45],
         draws[:, 45:93],
     )

@@ -42,8 +42,8 @@ class Scene(NamedTuple):
 
     Attributes:
         image: (height, width, 3) uint8.
-        objects: the circle and the square of the label, then the others. Those two lie in front; all can be seen.
-        relation: of the circle to the square, a word of `relations`.
+        objects: the pair of the label, then the others. Those two lie in front; all can be seen.
+        relation: of the first object to the second, a word of `relations`.
         label: index into `scene_classes`.
         captions: five sentences of varied wording, the first with kind, colour, size, texture and relation.
         questions: pairs of a question and its answer.

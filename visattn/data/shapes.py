@@ -12,7 +12,7 @@ from visattn.data.scenes import draw_scenes, scene_classes
 
 
 class ShapesDataModule(ImageClassificationData):
-    """Where is the circle, seen from the square, and do they have the same colour? Eight classes; no download.
+    """Where is red, seen from blue, or green, seen from yellow? Eight classes, whatever the shapes are; no download.
 
     Args:
         image_size: side in pixels.
