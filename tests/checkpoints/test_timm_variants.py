@@ -22,7 +22,8 @@ def small_arguments(name):
         return {"img_size": size, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)} | (
             {"window_size": (7, 7)} if "s3" in name else {}
         )
-    patch_size = int(re.search(r"patch(\d+)", name)[1])
+    named = re.search(r"patch(\d+)", name)
+    patch_size = int(named[1]) if named else 16
     return {"img_size": 3 * patch_size, "embed_dim": 24, "depth": 2, "num_heads": 2}
 
 
