@@ -30,18 +30,47 @@ def test_output_equals_the_definition(masked, biased):
             torch.testing.assert_close(dot_product_attention(query, key, value, mask, bias, scale=0.3), expected)
 
 
-def test_a_query_that_sees_nothing_gets_zeros_and_finite_gradients():
-    query, key, value = inputs()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trained_bias", [None, False, True])
+def test_a_query_that_sees_nothing_gets_zeros_and_finite_gradients(dtype, trained_bias):
+    leaves = inputs(dtype)
     mask = torch.ones(7, 11, dtype=torch.bool)
     mask[3] = False
-    weights = attention_weights(query, key, mask)
-    assert (weights[:, :, 3] == 0).all()
-    gradients = torch.autograd.grad((weights @ value).square().sum(), (query, key))
+    bias = None if trained_bias is None else torch.randn(3, 7, 11, dtype=dtype, requires_grad=trained_bias)
+    with torch.no_grad():
+        assert (attention_weights(*leaves[:2], mask, bias)[:, :, 3] == 0).all()
+        assert (dot_product_attention(*leaves, mask, bias)[:, :, 3] == 0).all()
+    output = dot_product_attention(*leaves, mask, bias)
+    assert (output[:, :, 3] == 0).all()
+    gradients = torch.autograd.grad(output.square().sum(), leaves + ([bias] if trained_bias else []))
     assert all(gradient.isfinite().all() for gradient in gradients)
+    assert (gradients[0][:, :, 3] == 0).all()
 
 
-def test_gradients_pass_gradcheck():
-    assert torch.autograd.gradcheck(dot_product_attention, inputs(), fast_mode=True)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_pass_gradcheck(masked, biased):
+    mask = torch.rand(2, 1, 7, 11) > 0.3 if masked else None
+    bias = [torch.randn(3, 7, 11, dtype=torch.float64, requires_grad=True)] if biased else [None]
+    run = lambda *tensors: dot_product_attention(*tensors[:3], mask, *tensors[3:])  # noqa: E731
+    assert torch.autograd.gradcheck(run, inputs() + bias, fast_mode=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_modules_take_masks_and_biases_in_both_ways(masked):
+    torch.manual_seed(0)
+    module = MultiHeadAttention(12, 3, context_dim=10).double()
+    tokens, context = torch.randn(2, 7, 12).double(), torch.randn(2, 11, 10).double()
+    mask = torch.rand(2, 1, 7, 11) > 0.3 if masked else None
+    bias = torch.randn(3, 7, 11).double()
+    query = module.query(tokens).view(2, 7, 3, 4).transpose(1, 2)
+    key, value = module.key_value(context).view(2, 11, 2, 3, 4).permute(2, 0, 3, 1, 4)
+    scores = query @ key.transpose(2, 3) / 2 + bias
+    scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+    expected = module.projection((scores.softmax(-1) @ value).transpose(1, 2).reshape(2, 7, 12))
+    torch.testing.assert_close(module(tokens, context=context, mask=mask, bias=bias), expected)
+    module.record = lambda weights, keys: None
+    torch.testing.assert_close(module(tokens, context=context, mask=mask, bias=bias), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

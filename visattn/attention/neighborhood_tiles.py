@@ -167,7 +167,7 @@ def portions(query: Tensor, tiling: Tiling) -> Iterator[Portion]:
 
 def equal_slices(length: int, longest: int) -> list[slice]:
     """The fewest slices of nearly equal length that cover `length`."""
-    step = -(-length // -(-length // longest))
+    step = -(-length // max(1, -(-length // longest))) or 1
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 

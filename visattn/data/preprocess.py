@@ -28,6 +28,8 @@ class Preprocess:
             doesn't resize.
         interpolation: nearest, box, bilinear, hamming, bicubic or lanczos.
         mean, std: of the three colours in [0, 1], subtracted and divided by.
+        crop_start: where the crop begins if it leaves an odd number of pixels: "nearest" rounds half of it (timm and
+            torchvision), "down" cuts it off (transformers).
 
     Attributes:
         arguments: all constructor arguments as plain data: `Preprocess(**preprocess.arguments)` does the same.
@@ -45,10 +47,11 @@ class Preprocess:
         interpolation: str = "bicubic",
         mean: Sequence[float] = imagenet_mean,
         std: Sequence[float] = imagenet_std,
+        crop_start: str = "nearest",
     ) -> None:
         self.image_size = size_pair(image_size)
         self.resize = self.image_size if resize is None else size_pair(resize)
-        self.fit, self.interpolation = fit, interpolation
+        self.fit, self.interpolation, self.crop_start = fit, interpolation, crop_start
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if min(self.image_size + self.resize) < 1:
             raise ValueError(f"image_size {image_size} and resize {resize} must be at least 1 pixel")
@@ -57,6 +60,8 @@ class Preprocess:
         if interpolation.upper() not in Image.Resampling.__members__:
             choices = ", ".join(name.lower() for name in Image.Resampling.__members__)
             raise ValueError(f"interpolation {interpolation!r} is unknown; choose one of {choices}")
+        if crop_start not in ("nearest", "down"):
+            raise ValueError(f"crop_start {crop_start!r} is unknown; choose nearest or down")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {mean} and std {std} need three numbers each, those of std above 0")
 
@@ -69,6 +74,7 @@ class Preprocess:
             "interpolation": self.interpolation,
             "mean": self.mean,
             "std": self.std,
+            "crop_start": self.crop_start,
         }
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -86,7 +92,12 @@ class Preprocess:
         if self.fit == "contain":
             image = self.pad(image)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, resized height, resized width)
-        return pixels if pixels.shape[1:] == self.image_size else functional.center_crop(pixels, list(self.image_size))
+        if pixels.shape[1:] == self.image_size:
+            return pixels
+        beyond = [side - wanted for side, wanted in zip(pixels.shape[1:], self.image_size, strict=True)]
+        if self.crop_start == "down" and min(beyond) >= 0:
+            return functional.crop(pixels, beyond[0] // 2, beyond[1] // 2, *self.image_size)
+        return functional.center_crop(pixels, list(self.image_size))
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that a picture of this height and width is resized to."""
