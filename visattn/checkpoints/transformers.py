@@ -223,4 +223,5 @@ def preprocess_of(published: Mapping[str, Any], image_size: tuple[int, int]) -> 
         interpolation=_interpolations[resample] if isinstance(resample, int) else str(resample),
         mean=published.get("image_mean") or (0.5, 0.5, 0.5),
         std=published.get("image_std") or (0.5, 0.5, 0.5),
+        crop_start="down",
     )
