@@ -66,7 +66,8 @@ def _captions_of(file: Path, images: int) -> tuple[dict[int, list[str]], dict[in
 
 
 _FRESH = """
-import json, sys, time
+import time
+from pathlib import Path
 start = time.perf_counter()
 from visattn.evaluation.captions import METRICS, evaluate
 imported = time.perf_counter()
@@ -75,16 +76,16 @@ evaluate({{1: ["a dog runs"], 2: ["two cats"]}}, {{1: "the dogs run", 2: "cats"}
 scored = time.perf_counter()
 from visattn.benchmark.caption_scores import _captions
 evaluate(*_captions({images}, {captions}), metrics)
-import resource
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-print(f"import {{imported - start:.2f}} s, first score {{scored - imported:.2f}} s later, {{memory:.0f}} MB at most")
+print(f"import {{imported - start:.2f}} s, first score {{scored - imported:.2f}} s later", end="")
+status = Path("/proc/self/status")
+if status.exists():  # on Linux
+    kilobytes = int(status.read_text().split("VmHWM:")[1].split()[0])
+    print(f", {{kilobytes * 1024 / 1e6:.0f}} MB at most", end="")
 """
 
 
 def _fresh_process(images: int, captions: int, meteor: bool) -> str:
     """What a new process pays for the import and a first score, and its memory after scoring everything."""
-    if sys.platform == "win32":
-        return ""  # which doesn't tell a process its memory
     code = _FRESH.format(images=images, captions=captions, meteor=meteor)
     return "in a new process: " + subprocess.check_output([sys.executable, "-c", code], text=True).strip()
 

@@ -119,7 +119,7 @@ class Lexicon:
 
 
 def java_hash(text: str) -> int:
-    """Java's hash of a string. METEOR compares words by it, so that "siblings" and "teheran" are the same to it."""
+    """Java's hash of a string. METEOR compares words by it, so that "do" and "f1" are the same to it."""
     value = 0
     units = text if text.isascii() else map(chr, memoryview(text.encode("utf-16-le")).cast("H"))
     for unit in units:
