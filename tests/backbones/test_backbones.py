@@ -123,3 +123,32 @@ def test_channels_last_changes_memory_alone(make):
     backbone.to(memory_format=torch.channels_last)
     pooled = backbone(images.to(memory_format=torch.channels_last)).pooled
     torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_batch_gives_empty_features(make):
+    features = make(32).eval()(torch.randn(0, 3, 41, 61))
+    assert len(features.pooled) == len(features.tokens) == len(features.maps[0]) == 0
+
+
+@pytest.mark.parametrize("name", ["vit_local", "swin"])
+def test_compiled_networks_equal_eager_ones(name):
+    torch.manual_seed(0)
+    backbone, images = small_models[name](32), torch.randn(2, 3, 40, 56)
+    torch.compiler.reset()
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+    for training in (False, True):
+        backbone.train(training)
+        expected = backbone(images).pooled
+        torch.testing.assert_close(compiled(images).pooled, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_drop_path_rises_with_depth_and_is_off_outside_training(make):
+    torch.manual_seed(0)
+    plain = make(32)
+    backbone = type(plain)(**plain.arguments | {"drop_path": 0.9})
+    rates = [module.drop_path for module in backbone.modules() if hasattr(module, "drop_path")]
+    assert rates == sorted(rates)
+    assert (rates[0], rates[-1]) == (0, pytest.approx(0.9))
+    backbone.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(backbone.eval()(images).pooled, plain.eval()(images).pooled, rtol=0, atol=0)

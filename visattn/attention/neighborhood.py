@@ -271,7 +271,7 @@ class NeighborhoodAttention(ProjectedAttention):
             attended = neighborhood_attention(
                 query, key, value, kernel_size, dilation, bias=bias, dropout=self.active_dropout()
             ).flatten(3)
-        return self.project(attended.reshape(tokens.shape[0], tokens.shape[1], -1))
+        return self.project(attended.reshape(*tokens.shape[:2], self.num_heads * self.head_dim))
 
     def fit(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """The kernel size and dilation that the map has room for."""

@@ -239,7 +239,7 @@ class WindowAttention(ProjectedAttention):
             attended = window_attention(
                 query, key, value, window_size, shift, bias=bias, dropout=self.active_dropout()
             ).flatten(3)
-        return self.project(attended.reshape(tokens.shape[0], tokens.shape[1], -1))
+        return self.project(attended.reshape(*tokens.shape[:2], self.num_heads * self.head_dim))
 
     def fit(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """The window size and shift on this map."""

@@ -191,8 +191,13 @@ def local_hybrid_tiny(
 def local_hybrid_small(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> LocalHybrid:
-    """Three stages of 96, 192 and 384 channels, 11 M parameters."""
-    arguments: dict[str, Any] = {"dims": (96, 192, 384), "depths": (1, 4, 6), "num_heads": (3, 6, 12), "kernel_size": 7} | overrides
+    """Three stages of 96, 192 and 384 channels, 11.6 M parameters."""
+    arguments: dict[str, Any] = {
+        "dims": (96, 192, 384),
+        "depths": (1, 4, 6),
+        "num_heads": (3, 6, 12),
+        "kernel_size": 7,
+    } | overrides
     return LocalHybrid(image_size, patch_size or hybrid_patch_size(image_size), **arguments)
 
 

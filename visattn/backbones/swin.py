@@ -169,7 +169,7 @@ class PatchMerging(nn.Module):
             cells = functional.pad(cells, (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))
         batch, height, width, dim = cells.shape
         cells = cells.reshape(batch, height // 2, 2, width // 2, 2, dim)
-        cells = cells.permute(0, 1, 3, 4, 2, 5).reshape(batch, -1, 4 * dim)  # down the columns first, as published
+        cells = cells.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)  # down the columns first, as published
         return self.reduction(self.norm(cells)), (height // 2, width // 2)
 
 

@@ -248,7 +248,7 @@ def vit_base(
 def vit_local_tiny(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> VisionTransformer:
-    """Three blocks of neighborhood attention to each global one, behind a convolutional stem; 128 channels."""
+    """Three blocks of neighborhood attention to each global one, behind convolutions; 128 channels, 1.7 M parameters."""
     arguments: dict[str, Any] = {
         "dim": 128,
         "depth": 8,
@@ -264,12 +264,12 @@ def vit_local_tiny(
 def vit_local_small(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> VisionTransformer:
-    """`vit_local_tiny` with 12 blocks of 256 channels."""
+    """`vit_local_tiny` with 12 blocks of 256 channels, 10.0 M parameters."""
     return vit_local_tiny(image_size, patch_size, **{"dim": 256, "depth": 12, "num_heads": 8} | overrides)
 
 
 def vit_local_base(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> VisionTransformer:
-    """`vit_local_tiny` with 12 blocks of 512 channels."""
+    """`vit_local_tiny` with 12 blocks of 512 channels, 39.8 M parameters."""
     return vit_local_tiny(image_size, patch_size, **{"dim": 512, "depth": 12, "num_heads": 16} | overrides)
