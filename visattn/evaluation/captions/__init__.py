@@ -2,7 +2,9 @@
 
 from visattn.evaluation.captions.bleu import bleu
 from visattn.evaluation.captions.cider import Cider
+from visattn.evaluation.captions.clip_score import ClipScore, ClipScores
 from visattn.evaluation.captions.coco import CaptionFileError, evaluate_coco, read_candidates, read_references
+from visattn.evaluation.captions.meteor import Meteor
 from visattn.evaluation.captions.ptb_tokenizer import tokenize
 from visattn.evaluation.captions.rouge import rouge_l
 from visattn.evaluation.captions.scores import METRICS, Scores, evaluate
@@ -13,6 +15,9 @@ __all__ = [
     "METRICS",
     "CaptionFileError",
     "Cider",
+    "ClipScore",
+    "ClipScores",
+    "Meteor",
     "Scores",
     "SpiceUnavailable",
     "bleu",

@@ -16,15 +16,13 @@ from visattn.evaluation.captions.meteor_index import open_index
 from visattn.evaluation.captions.meteor_normalizer import normalize
 from visattn.evaluation.captions.meteor_words import Caption, Lexicon
 
-Floats = NDArray[np.float64]
-
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.20, 0.60, 0.75
 _STAGE_WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # exact, stem, synonym, paraphrase
 
-# Statistics of a segment, in the order in which the original prints them: lengths of candidate and reference, their
-# function words; per stage the matched content words of candidate and reference, then the function words; chunks,
-# matched words of candidate and reference.
-_LENGTHS, _FUNCTIONS, _MATCHES, _CHUNKS, _WORDS = slice(0, 2), slice(2, 4), slice(4, 20), 20, slice(21, 23)
+# The statistics of a segment are a row of 23 numbers, in the order in which the original prints them: the lengths of
+# candidate and reference; their function words; four numbers a stage (from place 4: matched content words of candidate
+# and reference, matched function words of candidate and reference); chunks; matched words of candidate and reference.
+_LENGTHS, _FUNCTIONS, _CHUNKS, _WORDS = slice(0, 2), slice(2, 4), 20, slice(21, 23)
 
 
 class Meteor:
