@@ -96,7 +96,7 @@ class LocalHybrid(Backbone):
         self.stages = nn.ModuleList()
         for stage, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
             design = BlockDesign(dim, mlp_ratio, activation=activation, dropout=dropout)
-            kinds = {
+            kinds: dict[str, partial] = {
                 "global": partial(MultiHeadAttention, dim, heads, dropout=attention_dropout),
                 "local": partial(
                     NeighborhoodAttention, dim, heads, kernel_size=kernels[stage], dropout=attention_dropout

@@ -116,7 +116,11 @@ class VisionTransformer(Backbone):
         self.pre_norm = parts.new_norm() if pre_norm else None
 
         def attention_of(index: int) -> Callable[[], nn.Module]:
-            options = {"qkv_bias": qkv_bias, "projection_bias": projection_bias, "dropout": attention_dropout}
+            options: dict[str, Any] = {
+                "qkv_bias": qkv_bias,
+                "projection_bias": projection_bias,
+                "dropout": attention_dropout,
+            }
             if attention[index % len(attention)] == "global":
                 return partial(MultiHeadAttention, dim, num_heads, **options)
             return partial(
@@ -248,7 +252,7 @@ def vit_base(
 def vit_local_tiny(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> VisionTransformer:
-    """Three blocks of neighborhood attention to each global one, behind convolutions; 128 channels, 1.7 M parameters."""
+    """Three blocks of neighborhood attention to each global one, behind convolutions; 128 channels, 1.7 M weights."""
     arguments: dict[str, Any] = {
         "dim": 128,
         "depth": 8,

@@ -91,6 +91,8 @@ class ImageClassificationData(lightning.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.augmentation = dict(augmentation or {})
         self.splits: dict[str, tuple[Tensor | Sequence[Path], Tensor]] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._place: dict[str, int] | None = None  # within an epoch, where a resumed run goes on
 
     @property
     def num_classes(self) -> int:
@@ -102,7 +104,18 @@ class ImageClassificationData(lightning.LightningDataModule):
         # A last batch of few images disturbs batch norm and the average.
         whole = len(batches) >= self.batch_size * processes_and_rank()[0]
         sampler = EpochSampler(len(batches), self.seed, shuffle=True, drop_rest=whole)
-        return ResumableLoader(batches, sampler=sampler, drop_last=whole, **self.loader_options())
+        self._train_loader = ResumableLoader(batches, sampler=sampler, drop_last=whole, **self.loader_options())
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+        return self._train_loader
+
+    # Lightning gives a loader's state back only to loaders made after the checkpoint was read, and some are made
+    # before (to count the steps of a schedule), so the place within the epoch is kept here.
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
+        self._place = state.get("train_loader")
 
     def val_dataloader(self) -> DataLoader:
         return self.evaluation_loader("validation")

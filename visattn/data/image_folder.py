@@ -150,17 +150,19 @@ class ImageReader:
         """Reads by index; returns which could be read, (N,) bool."""
         good = torch.ones(len(paths), dtype=torch.bool)
 
-        def attempt(index: int) -> None:
-            try:
-                read(index)
-            except ImageFileError as error:
-                self.problem(error)
-                good[index] = False
+        def attempt(indices: range) -> None:
+            for index in indices:
+                try:
+                    read(index)
+                except ImageFileError as error:
+                    self.problem(error)
+                    good[index] = False
 
+        step = 64  # pictures of a task
+        tasks = [range(start, min(start + step, len(paths))) for start in range(0, len(paths), step)]
         pool = ThreadPoolExecutor()
         try:
-            indices = range(len(paths))
-            for _ in track(pool.map(attempt, indices), "Reading pictures", len(paths), transient=True):
+            for _ in track(pool.map(attempt, tasks), "Reading pictures", len(tasks), transient=True):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)  # at an error, the rest isn't read
