@@ -160,7 +160,7 @@ class ImageReader:
 
         step = 64  # pictures of a task
         tasks = [range(start, min(start + step, len(paths))) for start in range(0, len(paths), step)]
-        pool = ThreadPoolExecutor()
+        pool = ThreadPoolExecutor(os.cpu_count())  # more would only wait for each other
         try:
             for _ in track(pool.map(attempt, tasks), "Reading pictures", len(tasks), transient=True):
                 pass
