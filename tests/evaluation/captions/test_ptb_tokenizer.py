@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from visattn.evaluation.captions.ptb_tokenizer import split, tokenize
+from visattn.evaluation.captions.ptb_tokenizer import _lower, split, tokenize
 
 TOKENS = json.loads(Path(__file__).with_name("ptb_tokens.json").read_text())
 
@@ -35,6 +35,22 @@ def test_every_stored_text_is_cut_as_the_original_cuts_it():
 )
 def test_captions_follow_each_other_in_one_text(captions, tokens):
     assert tokenize(captions) == tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "lower"),
+    [
+        ("\u03a3\u03a3_3Gen.", "\u03c3\u03c2_3gen."),
+        ("\u03a3\u03a3_G", "\u03c3\u03c3_g"),
+        ("A\u03a3-3G", "a\u03c2-3g"),
+        ("A\u03a3.G", "a\u03c3.g"),
+        ("a\u03a3/b", "a\u03c2/b"),
+        ("a\u0301\u03a3", "a\u0301\u03c2"),
+        ("3\u03a3", "3\u03c3"),
+    ],
+)
+def test_a_sigma_that_ends_a_word_is_lowered_as_java_does(text, lower):
+    assert _lower(text) == lower
 
 
 def test_plain_captions_take_the_same_way_as_the_grammar():

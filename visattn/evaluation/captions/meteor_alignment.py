@@ -97,6 +97,7 @@ def _search(options: list[list[Match]], length: int) -> tuple[list[Match], int]:
     candidate_cover, reference_cover = _covers(options, length)
     certain = _certain_matches(options, candidate_cover, reference_cover)
     inside = {place for match in certain.values() for place in range(match[1] + 1, match[1] + match[2])}
+    # What a chunk and a matched word count in a rank, next to a distance: more than all that stands after them can.
     chunk = 1 + sum([abs(match[1] - match[3]) for matches in options for match in matches])
     word = chunk * (length + len(options) + 2)
     paths: list[Path] = [(0, -1, 0, ())]

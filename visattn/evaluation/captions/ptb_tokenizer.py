@@ -233,16 +233,42 @@ def _lower(token: str) -> str:
     """Lower case as in Java, which differs from Python's for the Greek sigma at the end of a word."""
     if "\u03a3" not in token:
         return token.lower()
-    return re.sub(r"[\w\u0300-\u036f\-'.]+", _lower_sigma, token).lower()
+    kinds = "".join(map(_kind, token))
+    pieces, end = [], 0
+    for word in _find_words(kinds):
+        pieces += [token[end : word.start()], _lower_sigma(token[word.start() : word.end()])]
+        end = word.end()
+    return "".join([*pieces, token[end:]]).lower()
 
 
-def _lower_sigma(word: re.Match[str]) -> str:
-    def sigma(match: re.Match[str]) -> str:
-        follows, precedes = word[0][match.end() :], word[0][: match.start()]
-        return "\u03c2" if any(map(_is_cased, precedes)) and not any(map(_is_cased, follows)) else "\u03c3"
+# Java's words: letters (l), marks (m) and digits (d), and what joins two letters (-) or two digits (, or .).
+_find_words = re.compile("(?:[lmd]|(?<=[lm])[-.](?=l)|(?<=d)[,.](?=d))+").finditer
 
-    return re.sub("\u03a3", sigma, word[0])
+
+def _kind(character: str) -> str:
+    category = unicodedata.category(character)
+    if "\u3005" <= character <= "\u9fff" or "\uf900" <= character <= "\ufaff":  # Chinese and Japanese stand apart
+        return " "
+    if character in "\"'\u00ad\u2027" or category in ("Pd", "Pc"):
+        return "-"
+    if character in ",.":
+        return character
+    return {"L": "l", "M": "m", "N": "d"}.get(category[0], "m" if category == "Cf" else " ")
+
+
+def _lower_sigma(word: str) -> str:
+    cased = [place for place, character in enumerate(word) if _is_cased(character)]
+    if len(cased) > 1 and word[cased[-1]] == "\u03a3":
+        word = word[: cased[-1]] + "\u03c2" + word[cased[-1] + 1 :]
+    return word.replace("\u03a3", "\u03c3")
 
 
 def _is_cased(character: str) -> bool:
-    return unicodedata.category(character) in ("Lu", "Ll", "Lt")
+    if unicodedata.category(character) in ("Lu", "Ll", "Lt"):
+        return True
+    return (
+        re.match(
+            "[\u02b0-\u02b8\u02c0\u02c1\u02e0-\u02e4\u0345\u037a\u1d2c-\u1d61\u2160-\u217f\u24b6-\u24e9]", character
+        )
+        is not None
+    )
