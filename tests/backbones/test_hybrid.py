@@ -37,3 +37,14 @@ def test_presets_serve_small_and_large_images():
 def test_errors_say_what_is_allowed(arguments, message):
     with pytest.raises(ValueError, match=message):
         LocalHybrid(32, **arguments)
+
+
+def test_the_gradient_of_one_image_is_that_of_a_batch():
+    torch.manual_seed(0)
+    backbone = LocalHybrid(16, dims=(8, 16), num_heads=(2, 2), stem_dim=4).double().eval()
+    for parameter in backbone.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    image = torch.randn(1, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    (alone,) = torch.autograd.grad(backbone(image).pooled[0, 0], image)
+    (together,) = torch.autograd.grad(backbone(image.expand(2, -1, -1, -1)).pooled[0, 0], image)
+    torch.testing.assert_close(alone, together)

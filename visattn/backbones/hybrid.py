@@ -11,17 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visattn.attention import MultiHeadAttention, NeighborhoodAttention
-from visattn.backbones.blocks import BlockDesign, TransformerBlock
 from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
-from visattn.backbones.layers import drop_path_rates, initialize
+from visattn.backbones.layers import drop_path, drop_path_rates, initialize
 
 
 class LocalHybrid(Backbone):
     """Images (B, channels, H, W) to `Features` with one map per stage.
 
-    Convolutions reduce the image to the first stage, where residual ones find edges and textures, and a convolution of
-    stride 2 leads to each further stage. A block adds position by a depthwise convolution, then attends within a
-    neighborhood, then applies an MLP. There are no position embeddings: any image size works as it is.
+    A block is two 3x3 convolutions and then neighborhood attention, each on a residual branch. Convolutions reduce the
+    image to the first stage, and one of stride 2 leads to each further stage. There are no position embeddings: any
+    image size works as it is.
 
     Args:
         image_size: height and width in pixels, or one number; only for reference.
@@ -31,38 +30,31 @@ class LocalHybrid(Backbone):
         num_heads: attention heads of each stage.
         attention: "local" or "global" for each block, repeated over the depth of the whole network.
         kernel_size: side in tokens of the neighborhood, of all stages or one for each.
-        mlp_ratio: hidden channels of the MLP / channels.
         stem_dim: channels at the full resolution of the image.
-        stem_depth: residual pairs of 3x3 convolutions before the first block.
         in_channels: of the images.
-        activation: of MLPs: gelu, gelu_tanh, quick_gelu, silu or relu (on CPUs half the time of the others).
-        dropout, attention_dropout: probabilities within MLP and attention, in training.
+        attention_dropout: probability that an attention weight is dropped in training.
         drop_path: probability that a sample skips a branch of the last block in training; rises linearly from 0.
 
     Raises:
         ValueError: dims, depths and num_heads differ in length, or patch_size is no power of two.
 
     Source: neighborhood attention and convolutional stages of NAT (Hassani et al. 2023,
-        https://arxiv.org/abs/2204.07143); conditional positions of CPVT (Chu et al. 2023,
-        https://arxiv.org/abs/2102.10882).
+        https://arxiv.org/abs/2204.07143); residual convolutions as in He et al. 2016 (identity mappings,
+        https://arxiv.org/abs/1603.05027).
     """
 
     def __init__(
         self,
         image_size: int | Sequence[int] = 32,
         patch_size: int = 2,
-        dims: Sequence[int] = (64, 192),
-        depths: Sequence[int] = (1, 5),
-        num_heads: Sequence[int] = (2, 6),
+        dims: Sequence[int] = (64, 256),
+        depths: Sequence[int] = (1, 2),
+        num_heads: Sequence[int] = (2, 8),
         *,
         attention: Sequence[str] = ("local",),
         kernel_size: int | Sequence[int] = 5,
-        mlp_ratio: float = 3.0,
         stem_dim: int = 64,
-        stem_depth: int = 1,
         in_channels: int = 3,
-        activation: str = "relu",
-        dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
@@ -85,17 +77,13 @@ class LocalHybrid(Backbone):
         self.num_prefix_tokens = 0
         self.num_layers = sum(depths) + 1
 
-        self.stem = nn.Sequential(
-            *convolutions_to_stride(in_channels, stem_dim, dims[0], patch_size),
-            *(ResidualConvolution(dims[0]) for _ in range(stem_depth)),
-        )
+        self.stem = nn.Sequential(*convolutions_to_stride(in_channels, stem_dim, dims[0], patch_size))
         self.downsamples = nn.ModuleList(
             convolution(narrow, wide, stride=2) for narrow, wide in itertools.pairwise(dims)
         )
         rates = drop_path_rates(drop_path, sum(depths))
         self.stages = nn.ModuleList()
         for stage, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
-            design = BlockDesign(dim, mlp_ratio, activation=activation, dropout=dropout)
             kinds: dict[str, partial] = {
                 "global": partial(MultiHeadAttention, dim, heads, dropout=attention_dropout),
                 "local": partial(
@@ -105,12 +93,15 @@ class LocalHybrid(Backbone):
             start = sum(depths[:stage])
             self.stages.append(
                 nn.ModuleList(
-                    HybridBlock(design, kinds[attention[index % len(attention)]], rates[index])
+                    HybridBlock(dim, kinds[attention[index % len(attention)]], rates[index])
                     for index in range(start, start + depth)
                 )
             )
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
         self.apply(initialize)
+        for module in self.modules():
+            if isinstance(module, HybridBlock):  # the branch begins as nothing and is learned (Goyal et al. 2017, 5.1)
+                nn.init.zeros_(module.convolution2[1].weight)
 
     def forward(self, images: Tensor) -> Features:
         """Images (B, channels, H, W) of any size to `Features`; the last map is normalised as `tokens` are."""
@@ -119,14 +110,11 @@ class LocalHybrid(Backbone):
         for index, stage in enumerate(self.stages):
             if index:
                 cells = self.downsamples[index - 1](cells)
-            grid = (cells.shape[-2], cells.shape[-1])
-            tokens = cells.flatten(2).transpose(1, 2)  # (B, height * width, C_i)
             for block in stage.children():
-                tokens = block(tokens, grid)
-            cells = tokens.transpose(1, 2).unflatten(2, grid)  # (B, C_i, height, width), channels-last in memory
+                cells = block(cells)
             maps.append(cells)
-        tokens = self.norm(tokens)
-        maps[-1] = tokens.transpose(1, 2).unflatten(2, grid)
+        tokens = self.norm(cells.flatten(2).transpose(1, 2))  # (B, height * width, C)
+        maps[-1] = tokens.transpose(1, 2).unflatten(2, cells.shape[-2:])
         return Features(tuple(maps), tokens, tokens.mean(dim=1))
 
     def layer_of(self, parameter_name: str) -> int:
@@ -139,17 +127,35 @@ class LocalHybrid(Backbone):
         return self.num_layers - 1 if part == "norm" else 0
 
 
-class HybridBlock(TransformerBlock):
-    """A transformer block that first adds a depthwise 3x3 convolution, from which tokens know where they are."""
+class HybridBlock(nn.Module):
+    """Two 3x3 convolutions, then attention, each added to what it is made of: (B, dim, height, width) as in and out.
 
-    def __init__(self, design: BlockDesign, make_attention: partial, drop_path: float) -> None:
-        super().__init__(design, make_attention, drop_path)
-        self.position = nn.Conv2d(design.dim, design.dim, kernel_size=3, padding=1, groups=design.dim)
+    The convolutions' zero padding tells the attention where the borders are.
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        cells = tokens.transpose(1, 2).unflatten(2, grid)  # (B, dim, height, width)
-        tokens = tokens + self.position(cells).flatten(2).transpose(1, 2)
-        return super().forward(tokens, grid)
+    Args:
+        dim: channels.
+        make_attention: builds an attention module, called as `module(tokens, grid)`.
+        drop_path: probability that a sample skips a residual branch in training.
+    """
+
+    def __init__(self, dim: int, make_attention: partial, drop_path: float) -> None:
+        super().__init__()
+        self.convolution1 = convolution(dim, dim, stride=1)
+        self.convolution2 = convolution(dim, dim, stride=1)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attention = make_attention()
+        self.drop_path = drop_path
+
+    def forward(self, cells: Tensor) -> Tensor:
+        branch = functional.relu(self.convolution1(functional.relu(cells)), inplace=True)
+        cells = cells + self.drop(self.convolution2(branch))
+        grid = (cells.shape[-2], cells.shape[-1])
+        tokens = cells.flatten(2).transpose(1, 2)  # (B, height * width, dim)
+        attended = self.attention(self.norm(tokens), grid)
+        return cells + self.drop(attended).transpose(1, 2).unflatten(2, grid)
+
+    def drop(self, branch: Tensor) -> Tensor:
+        return drop_path(branch, self.drop_path) if self.drop_path and self.training else branch
 
 
 def convolution(narrow: int, wide: int, stride: int) -> nn.Sequential:
@@ -166,36 +172,21 @@ def convolutions_to_stride(in_channels: int, stem_dim: int, dim: int, stride: in
     return [*layers, convolution(stem_dim, dim, stride=2)]
 
 
-class ResidualConvolution(nn.Module):
-    """cells + two 3x3 convolutions of them, (B, dim, height, width) as in and out.
-
-    Source: He et al. 2016, https://arxiv.org/abs/1512.03385.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.convolution1 = convolution(dim, dim, stride=1)
-        self.convolution2 = convolution(dim, dim, stride=1)
-
-    def forward(self, cells: Tensor) -> Tensor:
-        return cells + self.convolution2(functional.relu(self.convolution1(functional.relu(cells)), inplace=True))
-
-
 def local_hybrid_tiny(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> LocalHybrid:
-    """Two stages of 64 and 192 channels, 2.1 M parameters; patches of 2 pixels, from 64 pixels on of 4."""
+    """Two stages of 64 and 256 channels, 3.2 M parameters; patches of 2 pixels, from 64 pixels on of 4."""
     return LocalHybrid(image_size, patch_size or hybrid_patch_size(image_size), **overrides)
 
 
 def local_hybrid_small(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> LocalHybrid:
-    """Three stages of 96, 192 and 384 channels, 11.6 M parameters."""
+    """Three stages of 128, 256 and 384 channels and seven blocks, kernels of 7; 17.5 M parameters."""
     arguments: dict[str, Any] = {
-        "dims": (96, 192, 384),
-        "depths": (1, 4, 6),
-        "num_heads": (3, 6, 12),
+        "dims": (128, 256, 384),
+        "depths": (1, 2, 4),
+        "num_heads": (4, 8, 12),
         "kernel_size": 7,
     } | overrides
     return LocalHybrid(image_size, patch_size or hybrid_patch_size(image_size), **arguments)

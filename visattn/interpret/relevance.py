@@ -37,11 +37,6 @@ def attention_heatmap(model: ImageClassifier, images: Tensor, classes: Tensor | 
     Source: Chefer et al. 2021, https://arxiv.org/abs/2103.15679, equations 5 and 6, started from gradient times
         activation (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) so that averaged tokens count apart.
     """
-    if len(images) == 1:
-        # torch 2.15 on CPUs gives wrong gradients for a batch of one where a strided convolution and its batch norm
-        # lead to a sum with a depthwise convolution, as in LocalHybrid.
-        pair = None if classes is None else classes.expand(2)
-        return attention_heatmap(model, images.expand(2, -1, -1, -1), pair)[:1]
     with evaluating(model), torch.enable_grad():
         features, steps, logits = look(model, images.detach().requires_grad_())
         if logits is None:
