@@ -28,7 +28,7 @@ from visattn.files import atomic_path
 
 def run_folder(train: bool, checkpoint: str | None, new_folder: str) -> str:
     """Where a run writes: a resumed one where it left off, any other in a new folder."""
-    return str(Path(checkpoint).parent) if resumes(train, checkpoint) else new_folder
+    return str(Path(str(checkpoint)).parent) if resumes(train, checkpoint) else new_folder
 
 
 def resumes(train: bool, checkpoint: str | None) -> bool:

@@ -149,7 +149,7 @@ def test_fine_tuning_starts_from_a_pretrained_model(finished, tmp_path):
         (("checkpoint=nowhere/last.ckpt",), "nowhere/last.ckpt: there is no such file to resume from"),
         (("train=false",), "train=false only tests, and needs checkpoint="),
         (("model=vit_lokal",), "vit_local"),
-        (("-m", "strategy=ddp_cpu", "seed=0,1"), "-m cannot sweep over runs of 2 processes"),
+        (("hydra.mode=MULTIRUN", "strategy=ddp_cpu", "seed=0,1"), "-m cannot sweep over runs of 2 processes"),
     ],
 )
 def test_what_cannot_run_is_refused_with_a_reason(overrides, message, tmp_path):

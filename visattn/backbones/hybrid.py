@@ -99,9 +99,6 @@ class LocalHybrid(Backbone):
             )
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
         self.apply(initialize)
-        for module in self.modules():
-            if isinstance(module, HybridBlock):  # the branch begins as nothing and is learned (Goyal et al. 2017, 5.1)
-                nn.init.zeros_(module.convolution2[1].weight)
 
     def forward(self, images: Tensor) -> Features:
         """Images (B, channels, H, W) of any size to `Features`; the last map is normalised as `tokens` are."""
@@ -142,6 +139,8 @@ class HybridBlock(nn.Module):
         super().__init__()
         self.convolution1 = convolution(dim, dim, stride=1)
         self.convolution2 = convolution(dim, dim, stride=1)
+        # The branch begins as nothing and is learned (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, 5.1).
+        nn.init.zeros_(self.convolution2[1].get_parameter("weight"))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.attention = make_attention()
         self.drop_path = drop_path

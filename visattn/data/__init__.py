@@ -2,6 +2,7 @@
 
 from visattn.data.augmentation import Augmentation
 from visattn.data.cifar import CIFAR10DataModule, CIFAR100DataModule
+from visattn.data.classification import ImageClassificationData
 from visattn.data.image_folder import ImageFolderDataModule
 from visattn.data.images import ImageFileError, open_image
 from visattn.data.preprocess import Preprocess
@@ -12,6 +13,7 @@ __all__ = [
     "Augmentation",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "ImageClassificationData",
     "ImageFileError",
     "ImageFolderDataModule",
     "Preprocess",

@@ -8,13 +8,15 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from visattn.backbones import Backbone
 from visattn.checkpoints import load_pretrained, model_config, save_pretrained
-from visattn.data import Preprocess
+from visattn.data import ImageClassificationData, Preprocess
 from visattn.files import atomic_path
 from visattn.heads import ImageClassifier
 from visattn.interpret import attention_heatmap, prediction_grid
@@ -51,8 +53,8 @@ class ImageClassification(lightning.LightningModule):
 
     def __init__(
         self,
-        data: lightning.LightningDataModule,
-        backbone: nn.Module | None = None,
+        data: ImageClassificationData,
+        backbone: Backbone | None = None,
         pretrained: str | None = None,
         *,
         replace_head: bool,
@@ -106,8 +108,8 @@ class ImageClassification(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch  # labels: (B,) or, mixed, (B, classes)
-        ignored = {} if labels.is_floating_point() else {"ignore_index": -1}  # those fill up the last batch
-        loss = functional.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing, **ignored)
+        # Labels of -1 fill up the last batch.
+        loss = functional.cross_entropy(self(images), labels, ignore_index=-1, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
         return loss
 
@@ -126,13 +128,16 @@ class ImageClassification(lightning.LightningModule):
         self.log_loss("test/loss", logits, labels)
         self.log_dict(self.test_metrics)
 
+    def on_test_epoch_end(self) -> None:
+        self.confusion = self.test_confusion.compute()  # here, where all processes take part
+
     def log_loss(self, name: str, logits: Tensor, labels: Tensor) -> None:
         """The mean over all images but those of label -1, which only fill up the batches of several processes."""
         real = int((labels >= 0).sum())
         loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / max(real, 1)
         self.log(name, loss, sync_dist=True, batch_size=max(real, 1))
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = parameter_groups(
             self.model, self.model.backbone, self.learning_rate, self.weight_decay, self.layer_decay
         )
@@ -169,11 +174,12 @@ class ImageClassification(lightning.LightningModule):
             differing = [key for key in keys if saved["arguments"].get(key) != ours["arguments"].get(key)]
             raise ValueError(
                 f"the checkpoint is of another model than the configuration: {saved['backbone']} instead of "
-                f"{ours['backbone']}, differing in {', '.join(differing) or 'nothing else'}; resume with the same model="
+                f"{ours['backbone']}, differing in {', '.join(differing) or 'nothing else'}; "
+                "resume with the same model="
             )
 
     @torch.no_grad()
-    def save_results(self, folder: Path, data: lightning.LightningDataModule) -> None:
+    def save_results(self, folder: Path, data: ImageClassificationData) -> None:
         """Writes `model/` (portable), `predictions.png` and `confusion.png` into the run's folder."""
         save_pretrained(self.model, folder / "model")
 
@@ -188,13 +194,14 @@ class ImageClassification(lightning.LightningModule):
         with atomic_path(folder / "predictions.png") as temporary:
             picture.save(temporary)
 
-        self.test_confusion.cpu()
-        figure, _ = self.test_confusion.plot(labels=list(self.model.classes), add_text=data.num_classes <= 20)
+        figure, _ = self.test_confusion.plot(
+            self.confusion.cpu(), labels=list(data.classes), add_text=data.num_classes <= 20
+        )
         with atomic_path(folder / "confusion.png") as temporary:
             figure.savefig(temporary, dpi=120, bbox_inches="tight")
 
 
-def start_from(source: str, data: lightning.LightningDataModule, replace_head: bool) -> ImageClassifier:
+def start_from(source: str, data: ImageClassificationData, replace_head: bool) -> ImageClassifier:
     """A pretrained model for these data, which are normalised as it expects from here on."""
     model = load_pretrained(source, num_classes=data.num_classes if replace_head else None, image_size=data.image_size)
     if model.num_classes != data.num_classes:

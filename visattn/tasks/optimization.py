@@ -8,9 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from visattn.backbones import Backbone
+
 
 def parameter_groups(
-    model: nn.Module, backbone: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module, backbone: Backbone, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict]:
     """Groups the trainable parameters of `model` by weight decay and by depth in its `backbone`.
 
@@ -19,7 +21,7 @@ def parameter_groups(
     `learning_rate * layer_decay ** (n - i)` and parameters outside the backbone train at the full rate.
 
     Args:
-        backbone: a module within `model` that has `num_layers` and `layer_of(parameter_name)`, 0 being the input.
+        backbone: a part of `model`.
 
     Source: layer-wise decay as in BEiT (Bao et al. 2022, https://arxiv.org/abs/2106.08254), section 3.
     """
