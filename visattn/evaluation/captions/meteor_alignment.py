@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import itemgetter
 
-from visattn.evaluation.captions.meteor_words import EXACT, PARAPHRASE, Caption, Lexicon
+from visattn.evaluation.captions.meteor_words import EXACT, PARAPHRASE, Caption, Lexicon, Phrase
 
 _BEAM = 40
 """How many alignments the search keeps at each word of the reference."""
@@ -70,25 +70,24 @@ def _word_matches(candidate: Candidate, words: Sequence[str]) -> list[list[Match
 def _add_paraphrases(options: list[list[Match]], candidate: Caption, reference: Caption) -> None:
     """Adds paraphrases in the candidate of the reference's phrases, then those the other way round."""
     for place, length, phrase in reference.phrases:
-        if not phrase.first_words.isdisjoint(candidate.distinct):
-            for other, other_length in _occurrences(phrase.paraphrases, candidate):
+        if not phrase.keys().isdisjoint(candidate.distinct):
+            for _, other, other_length in _occurrences(phrase, candidate):
                 options[place].append((PARAPHRASE, place, length, other, other_length))
     for other, other_length, phrase in candidate.phrases:
-        if not phrase.first_words.isdisjoint(reference.distinct):
-            for place, length in _occurrences(phrase.paraphrases, reference):
+        if not phrase.keys().isdisjoint(reference.distinct):
+            for _, place, length in _occurrences(phrase, reference):
                 options[place].append((PARAPHRASE, place, length, other, other_length))
 
 
-def _occurrences(phrases: Sequence[tuple[str, ...]], caption: Caption) -> list[tuple[int, int]]:
-    """Where the phrases begin in a caption, with their lengths; in the order of the phrases."""
-    words, distinct = caption.words, caption.distinct
+def _occurrences(phrase: Phrase, caption: Caption) -> list[tuple[int, int, int]]:
+    """Which paraphrases a caption holds: (place in the table's list, place in the caption, length), ascending."""
     found = []
-    for phrase in phrases:
-        if phrase[0] in distinct:
-            length = len(phrase)
-            for place in range(len(words) - length + 1):
-                if words[place] == phrase[0] and tuple(words[place : place + length]) == phrase:
-                    found.append((place, length))
+    for place, word in enumerate(caption.words):
+        for number, paraphrase in phrase.get(word, ()):
+            length = len(paraphrase)
+            if length == 1 or tuple(caption.words[place : place + length]) == paraphrase:
+                found.append((number, place, length))
+    found.sort()
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from visattn.evaluation.captions.meteor_index import MeteorIndex
 from visattn.evaluation.captions.snowball import stem
@@ -13,13 +12,8 @@ EXACT, STEM, SYNONYM, PARAPHRASE = range(4)
 """The stages of matching, in their order."""
 
 
-class Phrase(NamedTuple):
-    """A phrase that has paraphrases."""
-
-    paraphrases: list[tuple[str, ...]]
-    """Their words, in the order of the table."""
-    first_words: frozenset[str]
-    """The words that a paraphrase begins with: without one of them there is none in a caption."""
+# A phrase that has paraphrases: the first word of these -> their places in the table's list, with their words.
+Phrase = dict[str, list[tuple[int, tuple[str, ...]]]]
 
 
 class Caption:
@@ -113,8 +107,10 @@ class Lexicon:
 
     def _phrase(self, number: int) -> Phrase:
         if number not in self._phrases:
-            paraphrases = [tuple(text.split(" ")) for text in self._index.paraphrases(number)]
-            self._phrases[number] = Phrase(paraphrases, frozenset(words[0] for words in paraphrases))
+            phrase = self._phrases[number] = {}
+            for place, text in enumerate(self._index.paraphrases(number)):
+                words = tuple(text.split(" "))
+                phrase.setdefault(words[0], []).append((place, words))
         return self._phrases[number]
 
 
