@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from visattn.attention.dot_product import dot_product_attention
-from visattn.attention.neighborhood_tiles import attend, tile_bias, tile_mask, whole_map
-from visattn.attention.projected import ProjectedAttention, pair
+from visattn.attention.local import LocalAttention
+from visattn.attention.neighborhood_tiles import attend, tile_bias, tile_mask
+from visattn.attention.neighborhood_tiling import whole_map
+from visattn.attention.projected import pair
 
 
 def neighborhood_attention(
@@ -216,7 +218,7 @@ def check_neighborhood(
     return kernels, dilations
 
 
-class NeighborhoodAttention(ProjectedAttention):
+class NeighborhoodAttention(LocalAttention):
     """Self-attention of several heads within the neighborhood of each token.
 
     On a map smaller than kernel_size * dilation, dilation and then kernel_size shrink to what fits, and the centre of
@@ -241,37 +243,9 @@ class NeighborhoodAttention(ProjectedAttention):
         relative_position_bias: bool = True,
         **options,
     ) -> None:
-        super().__init__(dim, num_heads, **options)
-        self.kernel_size, self.dilation = pair(kernel_size, "kernel_size"), pair(dilation, "dilation")
-        high, wide = self.kernel_size
-        table = torch.empty(num_heads, 2 * high - 1, 2 * wide - 1)
-        self.relative_position_bias = nn.Parameter(table) if relative_position_bias else None
-        if self.relative_position_bias is not None:
-            nn.init.trunc_normal_(self.relative_position_bias, std=0.02)
-
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (batch, height * width, dim) of the grid (height, width) in, tokens of the same shape out.
-
-        Raises:
-            ValueError: the number of tokens isn't height * width.
-        """
-        check_grid(tokens, grid)
-        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, self.head_dim)).unflatten(1, grid)
-        query, key, value = qkv.unbind(3)  # (batch, height, width, heads, head_dim)
-        query, key = self.normalize(query, key)
-        kernel_size, dilation = self.fit(grid)
-        bias = self.bias_for(kernel_size)
-        if self.record is not None:
-            weights = neighborhood_attention_weights(query, key, kernel_size, dilation, bias=bias)  # (B, heads, N, n)
-            keys = neighborhood_keys(*grid, kernel_size, dilation).to(tokens.device)  # (N, n)
-            self.record(weights, keys)
-            weights = functional.dropout(weights, self.active_dropout())
-            attended = torch.einsum("bhqn,bqnhd->bqhd", weights, value.flatten(1, 2)[:, keys]).flatten(2)
-        else:
-            attended = neighborhood_attention(
-                query, key, value, kernel_size, dilation, bias=bias, dropout=self.active_dropout()
-            ).flatten(3)
-        return self.project(attended.reshape(*tokens.shape[:2], self.num_heads * self.head_dim))
+        extent = pair(kernel_size, "kernel_size")
+        super().__init__(dim, num_heads, extent=extent, relative_position_bias=relative_position_bias, **options)
+        self.kernel_size, self.dilation = extent, pair(dilation, "dilation")
 
     def fit(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """The kernel size and dilation that the map has room for."""
@@ -282,19 +256,14 @@ class NeighborhoodAttention(ProjectedAttention):
         )
         return (kernel_size[0], kernel_size[1]), (dilation[0], dilation[1])
 
-    def bias_for(self, kernel_size: tuple[int, int]) -> Tensor | None:
-        """The centre of the bias table: (heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)."""
-        if self.relative_position_bias is None:
-            return None
-        top, left = self.kernel_size[0] - kernel_size[0], self.kernel_size[1] - kernel_size[1]
-        table = self.relative_position_bias
-        return table[:, top : table.shape[1] - top, left : table.shape[2] - left]
-
-
-def check_grid(tokens: Tensor, grid: tuple[int, int]) -> None:
-    """Raises ValueError if the tokens (batch, N, dim) don't fill the grid."""
-    if tokens.shape[1] != grid[0] * grid[1]:
-        raise ValueError(
-            f"{tokens.shape[1]} tokens don't fill a {grid[0]}x{grid[1]} map; local attention takes height * width "
-            "tokens without prefix tokens"
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        kernel_size, dilation = self.fit((query.shape[1], query.shape[2]))
+        return neighborhood_attention(
+            query, key, value, kernel_size, dilation, bias=bias, dropout=self.active_dropout()
         )
+
+    def look(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        grid = (query.shape[1], query.shape[2])
+        kernel_size, dilation = self.fit(grid)
+        weights = neighborhood_attention_weights(query, key, kernel_size, dilation, bias=bias)
+        return weights, neighborhood_keys(*grid, kernel_size, dilation)

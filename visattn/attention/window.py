@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from visattn.attention.dot_product import dot_product_attention
-from visattn.attention.neighborhood import check_grid
-from visattn.attention.projected import ProjectedAttention, pair
+from visattn.attention.local import LocalAttention
+from visattn.attention.projected import pair
 
 
 def window_attention(
@@ -183,7 +183,7 @@ def check_window(
     return windows, shifts
 
 
-class WindowAttention(ProjectedAttention):
+class WindowAttention(LocalAttention):
     """Self-attention of several heads within windows, as in Swin.
 
     Along an axis where the map isn't larger than the window, the window is the map and there is no shift, and the
@@ -208,38 +208,9 @@ class WindowAttention(ProjectedAttention):
         relative_position_bias: bool = True,
         **options,
     ) -> None:
-        super().__init__(dim, num_heads, **options)
-        self.window_size, self.shift = pair(window_size, "window_size"), pair(shift, "shift")
-        high, wide = self.window_size
-        table = torch.empty(num_heads, 2 * high - 1, 2 * wide - 1)
-        self.relative_position_bias = nn.Parameter(table) if relative_position_bias else None
-        if self.relative_position_bias is not None:
-            nn.init.trunc_normal_(self.relative_position_bias, std=0.02)
-
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens (batch, height * width, dim) of the grid (height, width) in, tokens of the same shape out.
-
-        Raises:
-            ValueError: the number of tokens isn't height * width.
-        """
-        check_grid(tokens, grid)
-        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, self.head_dim)).unflatten(1, grid)
-        query, key, value = qkv.unbind(3)  # (batch, height, width, heads, head_dim)
-        query, key = self.normalize(query, key)
-        window_size, shift = self.fit(grid)
-        bias = self.bias_for(window_size)
-        if self.record is not None:
-            weights = window_attention_weights(query, key, window_size, shift, bias=bias)  # (batch, heads, N, n)
-            keys = window_keys(*grid, window_size, shift).to(tokens.device)  # (N, n)
-            self.record(weights, keys)
-            weights = functional.dropout(weights, self.active_dropout())
-            seen = value.flatten(1, 2)[:, keys.clamp(min=0)]  # (batch, N, n, heads, head_dim)
-            attended = torch.einsum("bhqn,bqnhd->bqhd", weights, seen).flatten(2)
-        else:
-            attended = window_attention(
-                query, key, value, window_size, shift, bias=bias, dropout=self.active_dropout()
-            ).flatten(3)
-        return self.project(attended.reshape(*tokens.shape[:2], self.num_heads * self.head_dim))
+        extent = pair(window_size, "window_size")
+        super().__init__(dim, num_heads, extent=extent, relative_position_bias=relative_position_bias, **options)
+        self.window_size, self.shift = extent, pair(shift, "shift")
 
     def fit(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """The window size and shift on this map."""
@@ -249,10 +220,12 @@ class WindowAttention(ProjectedAttention):
         )
         return (window_size[0], window_size[1]), (shift[0], shift[1])
 
-    def bias_for(self, window_size: tuple[int, int]) -> Tensor | None:
-        """The centre of the bias table: (heads, 2 * window_size[0] - 1, 2 * window_size[1] - 1)."""
-        if self.relative_position_bias is None:
-            return None
-        top, left = self.window_size[0] - window_size[0], self.window_size[1] - window_size[1]
-        table = self.relative_position_bias
-        return table[:, top : table.shape[1] - top, left : table.shape[2] - left]
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        window_size, shift = self.fit((query.shape[1], query.shape[2]))
+        return window_attention(query, key, value, window_size, shift, bias=bias, dropout=self.active_dropout())
+
+    def look(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        grid = (query.shape[1], query.shape[2])
+        window_size, shift = self.fit(grid)
+        weights = window_attention_weights(query, key, window_size, shift, bias=bias)
+        return weights, window_keys(*grid, window_size, shift)
