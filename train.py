@@ -111,8 +111,8 @@ def quieten_lightning() -> None:
 
 
 def numbers(trainer: lightning.Trainer) -> dict[str, float]:
-    """The metrics of the last stage, name to number."""
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    """The metrics of the last stage, name to number, without the learning rates, which the log has step by step."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("lr-")}
 
 
 def load_best(trainer: lightning.Trainer, task: lightning.LightningModule) -> None:

@@ -57,3 +57,15 @@ def test_missing_weights_are_an_error_that_lists_the_present_ones():
 def test_pretrained_weights_refuse_another_architecture():
     with pytest.raises(ValueError, match="leave out patch_size, dim"):
         visattn.create_model("vit_tiny", pretrained=True, patch_size=8, dim=24)
+
+
+def test_shipped_weights_load_by_the_name_of_their_model():
+    assert visattn.list_models(pretrained=True) == ["local_hybrid_tiny_cifar10"]
+    model = visattn.create_model("local_hybrid_tiny", pretrained=True)
+    assert model.classes is not None
+    assert set(model.classes) >= {"airplane", "cat", "truck"}
+    assert not model.training
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+    backbone = visattn.create_model("local_hybrid_tiny", num_classes=None, pretrained=True)
+    assert torch.equal(backbone.norm.weight, model.backbone.norm.weight)

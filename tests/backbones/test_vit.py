@@ -227,3 +227,16 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples():
     assert dropped.mean().item() == pytest.approx(1, abs=0.03)
     assert drop_path_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
     assert drop_path_rates(0.3, 1) == [0]
+
+
+def test_sinusoidal_positions_begin_alike_along_both_axes_and_are_learned():
+    backbone = VisionTransformer(
+        24, 4, 18, 1, 2, position="sinusoidal", class_token=False, pooling="average"
+    )  # 6x6 cells; 4 doesn't divide 18
+    table = backbone.position_embedding.detach()[0].unflatten(0, (6, 6))  # (height, width, dim)
+    assert backbone.position_embedding.requires_grad
+    torch.testing.assert_close(table[2, 5, :8], table[2, 0, :8])  # the rows' half
+    torch.testing.assert_close(table[2, 5, 8:16], table[0, 5, 8:16])  # the columns' half
+    torch.testing.assert_close(table[3, 0, :8], table[0, 3, 8:16])
+    assert table[..., 16:].abs().max() == 0
+    assert len(table.flatten(0, 1).unique(dim=0)) == 36

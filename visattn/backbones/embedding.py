@@ -105,3 +105,15 @@ def resample_positions(
     table = functional.interpolate(table, size=new_grid, mode="bicubic", antialias=antialias, align_corners=False)
     table = table.flatten(2).transpose(1, 2).to(positions.dtype)  # (1, new height * new width, C)
     return torch.cat([positions[:, :prefix], table], dim=1) if prefix else table
+
+
+def sinusoids(grid: tuple[int, int], dim: int) -> Tensor:
+    """Waves of falling frequency along both axes: (height * width, dim); a rest of dim that 4 doesn't divide is 0."""
+    quarter = dim // 4
+    frequencies = 10_000.0 ** -(torch.arange(quarter) / quarter)
+    angles = [torch.arange(side)[:, None] * frequencies for side in grid]  # (height, dim / 4), (width, dim / 4)
+    rows, columns = (torch.cat([angle.sin(), angle.cos()], dim=1) for angle in angles)
+    table = torch.zeros(*grid, dim)
+    table[..., : 2 * quarter] = rows[:, None]
+    table[..., 2 * quarter : 4 * quarter] = columns
+    return table.flatten(0, 1)

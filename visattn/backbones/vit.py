@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visattn.attention import MultiHeadAttention, NeighborhoodAttention
 from visattn.backbones.blocks import BlockDesign, blocks
-from visattn.backbones.embedding import ConvolutionalEmbedding, PatchEmbedding, resample_positions
+from visattn.backbones.embedding import ConvolutionalEmbedding, PatchEmbedding, resample_positions, sinusoids
 from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
 from visattn.backbones.layers import drop_path_rates, initialize, make_norm
 from visattn.backbones.pooling import AttentionPooling, pool_tokens, poolings
@@ -38,7 +38,9 @@ class VisionTransformer(Backbone):
         patch_norm: normalise the embedded patches.
         pre_norm: normalise all tokens before the first block (CLIP).
         class_token, distillation_token, num_registers: the tokens put before those of the image, in this order.
-        position: "learned" or "none".
+        position: "learned"; "sinusoidal", which is learned too, but begins as waves along both axes, so that distances
+            need not be found out from few data (2-D form of Vaswani et al. 2017, 3.5, as in MoCo v3,
+            https://arxiv.org/abs/2104.02057); or "none".
         prefix_positions: the prefix tokens have position embeddings too.
         position_antialias: low-pass filter when position embeddings shrink (timm does, transformers doesn't).
         pooling: "token", "average", "average_max", "max", "token_and_average", "attention" or "none".
@@ -112,7 +114,7 @@ class VisionTransformer(Backbone):
         self.distillation_token = nn.Parameter(torch.empty(1, 1, dim)) if distillation_token else None
         self.register_tokens = nn.Parameter(torch.empty(1, num_registers, dim)) if num_registers else None
         num_positions = self.grid[0] * self.grid[1] + (self.num_prefix_tokens if prefix_positions else 0)
-        self.position_embedding = nn.Parameter(torch.empty(1, num_positions, dim)) if position == "learned" else None
+        self.position_embedding = nn.Parameter(torch.empty(1, num_positions, dim)) if position != "none" else None
         self.pre_norm = parts.new_norm() if pre_norm else None
 
         def attention_of(index: int) -> Callable[[], nn.Module]:
@@ -147,6 +149,9 @@ class VisionTransformer(Backbone):
         for table in (self.class_token, self.distillation_token, self.register_tokens, self.position_embedding):
             if table is not None:
                 nn.init.trunc_normal_(table, std=0.02)
+        if self.arguments["position"] == "sinusoidal" and self.position_embedding is not None:
+            waves = sinusoids(self.grid, self.position_embedding.shape[-1])
+            self.position_embedding.data[:, -len(waves) :] = waves
 
     def forward(self, images: Tensor) -> Features:
         """Images (B, channels, H, W) of any size to `Features`."""
@@ -195,7 +200,7 @@ def check_choices(arguments: dict[str, Any], num_prefix_tokens: int) -> None:
     """Refuses unknown names and combinations that cannot work, in the words of the arguments."""
     allowed = {
         "stem": ("patch", "convolution"),
-        "position": ("learned", "none"),
+        "position": ("learned", "sinusoidal", "none"),
         "pooling": poolings,
         "final_norm": ("before_pooling", "after_pooling", "none"),
         "block": tuple(blocks),
@@ -259,6 +264,7 @@ def vit_local_tiny(
         "num_heads": 4,
         "attention": ("local", "local", "local", "global"),
         "stem": "convolution",
+        "position": "sinusoidal",
         "class_token": False,
         "pooling": "average",
     } | overrides
