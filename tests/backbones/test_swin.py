@@ -2,9 +2,9 @@ import pytest
 import timm
 import torch
 from timm.models.swin_transformer import SwinTransformer as TimmSwinTransformer
-from timm_layout import perturb, swin_weights
 from transformers import SwinConfig, SwinModel
 
+from tests.backbones.timm_layout import perturb, swin_weights
 from visattn.backbones import SwinTransformer, swin_base, swin_small, swin_tiny
 from visattn.heads import ImageClassifier
 

@@ -7,9 +7,9 @@ from timm.layers import LayerNorm, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
-from timm_layout import perturb, vit_weights
 from torch import nn
 
+from tests.backbones.timm_layout import perturb, vit_weights
 from visattn.attention import MultiHeadAttention, NeighborhoodAttention
 from visattn.backbones import VisionTransformer, vit_base, vit_local_tiny, vit_small, vit_tiny
 from visattn.backbones.embedding import PatchEmbedding, resample_positions

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from small_models import images_for, model_of
 
+from tests.interpret.small_models import images_for, model_of
 from visattn.interpret import attention_layers, layer_attention, record_attention
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from small_models import backbones, images_for, model_of
 
+from tests.interpret.small_models import backbones, images_for, model_of
 from visattn.attention import NeighborhoodAttention, WindowAttention
 from visattn.attention.projected import ProjectedAttention
 from visattn.backbones.swin import SwinBlock

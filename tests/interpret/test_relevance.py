@@ -1,7 +1,7 @@
 import pytest
 import torch
-from small_models import backbones, images_for, model_of
 
+from tests.interpret.small_models import backbones, images_for, model_of
 from visattn.heads import ImageClassifier
 from visattn.interpret import attention_heatmap, attention_rollout, record_attention
 from visattn.interpret.relevance import follow, grid_of, look, read_by_classifier, refine

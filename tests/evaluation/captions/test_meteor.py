@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import originals
 import pytest
 
+from tests.evaluation.captions import originals
 from visattn.evaluation.captions import meteor_index
 from visattn.evaluation.captions.meteor import Meteor
 from visattn.evaluation.captions.meteor_index import MeteorIndex, build, open_index

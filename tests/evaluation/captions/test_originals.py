@@ -1,9 +1,9 @@
 """All metrics against the originals themselves, Java included, on all of Flickr8k and on what breaks tokenizers."""
 
 import numpy as np
-import originals
 import pytest
 
+from tests.evaluation.captions import originals
 from visattn.evaluation.captions import Cider, bleu, rouge_l, tokenize
 from visattn.evaluation.captions.meteor import Meteor
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from originals import needs_extra
 from typer.testing import CliRunner
 
+from tests.evaluation.captions.originals import needs_extra
 from visattn.cli.score_captions import main
 from visattn.evaluation.captions import METRICS, evaluate_coco
 

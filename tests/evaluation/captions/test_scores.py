@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import originals
 import pytest
 
+from tests.evaluation.captions import originals
 from visattn.evaluation.captions import (
     CaptionFileError,
     Cider,
