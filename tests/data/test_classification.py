@@ -192,7 +192,7 @@ def collect_in_process(rank, folder):
 
 
 def test_two_processes_see_the_global_batches_of_one(tmp_path):
-    torch.multiprocessing.start_processes(collect_in_process, (str(tmp_path),), nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(collect_in_process, (str(tmp_path),), nprocs=2, start_method="spawn")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     data = Numbered(batch_size=8, augmentation={"crop_padding": 2, "flip": 0.5, "randaugment": 1})
     loader = data.train_dataloader()
