@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported; its profiler would talk between the rows
 
 from visattn.benchmark import attention, backbones, caption_scores
 
