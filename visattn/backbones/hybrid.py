@@ -1,4 +1,4 @@
-"""Convolutions for what is near, neighborhood attention for what matters: learns well from small data sets."""
+"""Convolutions for what is near, neighborhood attention for what matters."""
 
 from __future__ import annotations
 
