@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,9 +39,10 @@ def main(
     """
     from visattn.cli.checkpoint import open_model
     from visattn.cli.errors import errors_as_messages, report_error
+    from visattn.cli.pictures import in_order_of, picture_paths
 
     with errors_as_messages():
-        paths = list(picture_paths(images))
+        paths = picture_paths(images)
         model = open_model(checkpoint, architecture, device)
         if model.head is None:
             raise ValueError(f"{checkpoint} has no classifier; visattn attend --method rollout needs none")
@@ -50,65 +50,25 @@ def main(
     for problem in problems:
         report_error(problem["error"])
     if as_json:
-        order = {str(path): place for place, path in enumerate(paths)}
-        print(json.dumps(sorted(rows + problems, key=lambda row: order[row["image"]]), indent=2))
+        print(json.dumps(in_order_of(paths, rows + problems), indent=2))
     elif rows:
         print_predictions(rows)
     if problems:
         raise typer.Exit(1)
 
 
-def picture_paths(images: list[Path]) -> Iterator[Path]:
-    """The files themselves, and all pictures below folders, sorted.
-
-    Raises:
-        ValueError: a folder holds no picture.
-    """
-    from visattn.data.images import image_suffixes
-
-    for path in images:
-        if not path.is_dir():
-            yield path
-            continue
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in image_suffixes and file.is_file())
-        if not found:
-            raise ValueError(f"{path}: holds no pictures ({', '.join(image_suffixes)})")
-        yield from found
-
-
 def classify(
     model: ImageClassifier, paths: list[Path], batch_size: int, top: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """For each picture its predictions, and for each that cannot be read the error, as plain data."""
-    import torch
-    from rich.console import Console
-    from rich.progress import track
-
-    from visattn.data import open_image
+    from visattn.cli.pictures import picture_batches
 
     assert model.preprocess is not None
     rows: list[dict[str, Any]] = []
-    problems: list[dict[str, Any]] = []
-    waiting: list[tuple[Path, Tensor]] = []
-
-    def flush() -> None:
-        batch = torch.stack([pixels for _, pixels in waiting])
-        for (path, _), predictions in zip(waiting, predict(model, batch, top), strict=True):
+    problems: list[dict[str, str]] = []
+    for batch, images in picture_batches(paths, model.preprocess, batch_size, "classifying", problems):
+        for path, predictions in zip(batch, predict(model, images, top), strict=True):
             rows.append({"image": str(path), "predictions": predictions})
-        waiting.clear()
-
-    progress = track(
-        paths, "classifying", console=Console(stderr=True), transient=True, disable=len(paths) <= batch_size
-    )
-    for path in progress:
-        try:
-            waiting.append((path, model.preprocess(open_image(path))))
-        except (ValueError, OSError) as error:
-            problems.append({"image": str(path), "error": str(error)})
-        if len(waiting) == batch_size:
-            flush()
-    if waiting:
-        flush()
     return rows, problems
 
 
