@@ -69,6 +69,9 @@ class CaptionTokenizer:
                 raise ValueError(f"{name} {value} lies outside the vocabulary of {self.vocabulary_size}")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length {max_length} must be at least 1")
+        added = self.tokenizer.get_added_tokens_decoder()
+        self._silent = {number for number, token in added.items() if token.special}
+        self._silent |= {self.start_id, self.end_id, self.padding_id}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -118,7 +121,7 @@ class CaptionTokenizer:
         tokenizer.train_from_iterator(captions, trainer)
         if tokenizer.get_vocab_size() == len(_specials):
             raise ValueError(
-                f"no word occurs {min_count} times in the captions; lower min_count, or train byte pairs (tokenizer=bpe)"
+                f"no word occurs {min_count} times in the captions; lower min_count, or train byte pairs instead of words"
             )
         ids = {f"{name}_id": number for number, name in enumerate(_specials)}
         return cls(tokenizer.to_str(), **ids, max_length=max_length)
@@ -178,9 +181,8 @@ class CaptionTokenizer:
 
     def decode(self, token_ids: Sequence[int] | Tensor) -> str:
         """The text of ids (T,), without special tokens, with spaces as people write them."""
-        kept = [int(number) for number in token_ids]
-        kept = [number for number in kept if number not in (self.start_id, self.end_id, self.padding_id)]
-        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        kept = [number for number in map(int, token_ids) if number not in self._silent]
+        return self.tokenizer.decode(kept, skip_special_tokens=False).strip()
 
     def batch(self, captions: Sequence[str]) -> Tensor:
         """Captions to (B, T) long: start, words, end, then padding; T is what the longest of them needs."""
@@ -208,15 +210,14 @@ class CaptionTokenizer:
     def words(self, token_ids: Sequence[int] | Tensor) -> list[tuple[str, list[int]]]:
         """The words of `decode(token_ids)`, each with the positions in `token_ids` of the tokens it is made of."""
         numbers = [int(number) for number in token_ids]
-        places: list[tuple[int, int]] = []  # position of a token, word that it belongs to
-        for position in range(len(numbers)):
-            before, after = (self.decode(numbers[:length]) for length in (position, position + 1))
-            count = len(after.split())
-            places = [(token, min(word, count - 1)) for token, word in places]  # "don '" and "t" is one word again
-            if after != before:
-                places.append((position, count - 1))
-        written = self.decode(numbers).split()
-        return [(text, [token for token, word in places if word == index]) for index, text in enumerate(written)]
+        word_of: dict[int, int] = {}  # position of a token: number of its word
+        written: list[str] = []
+        for position in [position for position, number in enumerate(numbers) if number not in self._silent]:
+            written = self.decode(numbers[: position + 1]).split()
+            last = max(len(written) - 1, 0)
+            word_of[position] = last
+            word_of = {token: min(word, last) for token, word in word_of.items()}  # a token may join two words
+        return [(text, [token for token, word in word_of.items() if word == i]) for i, text in enumerate(written)]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, which the `tokenizers` library reads too, and `caption_tokenizer.json`."""
