@@ -1,6 +1,7 @@
 """Every kind of attention, one file each: a pure function of query, key and value, and the module that uses it."""
 
 from visattn.attention.dot_product import MultiHeadAttention, attention_weights, dot_product_attention
+from visattn.attention.key_value_cache import KeyValueCache
 from visattn.attention.neighborhood import (
     NeighborhoodAttention,
     neighborhood_attention,
@@ -10,6 +11,7 @@ from visattn.attention.neighborhood import (
 from visattn.attention.window import WindowAttention, window_attention, window_attention_weights, window_keys
 
 __all__ = [
+    "KeyValueCache",
     "MultiHeadAttention",
     "NeighborhoodAttention",
     "WindowAttention",

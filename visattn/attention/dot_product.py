@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from visattn.attention.key_value_cache import KeyValueCache
 from visattn.attention.projected import ProjectedAttention
 
 
@@ -17,6 +18,7 @@ def dot_product_attention(
     bias: Tensor | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
+    is_causal: bool = False,
 ) -> Tensor:
     """Every query sees every key: softmax(scale * query key^T + bias) value. Cost: queries * keys * head_dim.
 
@@ -28,19 +30,25 @@ def dot_product_attention(
         bias: added to the scaled scores; broadcasts to (batch, heads, queries, keys).
         dropout: probability that a weight is dropped.
         scale: of the scores; None is 1 / sqrt(head_dim).
+        is_causal: the i-th query sees the first i + 1 keys only, as if by a mask that need not be built.
 
     Returns:
         (batch, heads, queries, head_dim).
 
+    Raises:
+        ValueError: is_causal is given together with a mask or a bias.
+
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
     """
+    if is_causal and (mask is not None or bias is not None):
+        raise ValueError("is_causal goes without mask and bias; put the causal part into the mask")
     if explicit_is_faster(query, key, value, bias):
-        weights = attention_weights(query, key, mask, bias, scale)
+        weights = attention_weights(query, key, causal_mask(query, key) if is_causal else mask, bias, scale)
         return functional.dropout(weights, dropout) @ value
     if mask is not None and bias is not None:
         bias = bias.masked_fill(~mask, float("-inf"))
     added = mask if bias is None else bias.to(query.dtype)
-    return functional.scaled_dot_product_attention(query, key, value, added, dropout, scale=scale)
+    return functional.scaled_dot_product_attention(query, key, value, added, dropout, is_causal, scale=scale)
 
 
 def attention_weights(
@@ -60,6 +68,11 @@ def attention_weights(
     # Not -inf: where a whole row is masked, its softmax and the gradient stay numbers.
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
     return weights.masked_fill(~mask, 0.0)
+
+
+def causal_mask(query: Tensor, key: Tensor) -> Tensor:
+    """(queries, keys), bool: the i-th query sees the first i + 1 keys."""
+    return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
 
 
 def explicit_is_faster(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> bool:
@@ -89,36 +102,73 @@ class MultiHeadAttention(ProjectedAttention):
         self,
         tokens: Tensor,
         grid: tuple[int, int] | None = None,
-        context: Tensor | None = None,
+        context: Tensor | tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
         bias: Tensor | None = None,
+        *,
+        is_causal: bool = False,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Tokens in, tokens out.
+
+        A context, or the store of a cache, may have fewer rows than the tokens: then as many rows of tokens in turn as
+        the quotient says share one, and nothing is repeated. Mask and bias speak of these shared rows: their batch is
+        that of the context, their queries are those of the rows behind each other.
 
         Args:
             tokens: (batch, N, dim), any number of prefix tokens among them.
             grid: not used; here so that kinds of attention are interchangeable.
-            context: (batch, M, context_dim), where the module attends to a context.
-            mask, bias: see `dot_product_attention`.
+            context: (batch, M, context_dim), where the module attends to a context; or the keys and values that
+                `keys_and_values` made of it.
+            mask, bias, is_causal: see `dot_product_attention`.
+            cache: of self-attention: the tokens also see those that the cache holds, and are kept in it.
 
         Returns:
             (batch, N, dim).
         """
         query, key, value = self.heads(tokens, context)  # (batch, heads, N or M, head_dim)
-        query, key = self.normalize(query, key)
-        if self.record is not None:
-            weights = attention_weights(query, key, mask, bias)  # (batch, heads, N, M)
-            self.record(weights, None)
-            attended = functional.dropout(weights, self.active_dropout()) @ value
-        else:
-            attended = dot_product_attention(query, key, value, mask, bias, self.active_dropout())
-        return self.project(attended.transpose(1, 2).flatten(2))
+        if cache is not None:
+            key, value = cache.extend(key, value)
+        return self.project(self.attend(query, key, value, mask, bias, is_causal, cache))
 
-    def heads(self, tokens: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        """Queries of the tokens, keys and values of the context or the same tokens."""
+    def heads(self, tokens: Tensor, context: Tensor | tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the tokens, keys and values of the context or the same tokens, normalised."""
         if context is None:
             qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, self.head_dim))
-            return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            return *self.normalize(query, key), value
         query = self.query(tokens).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+        query = query if self.query_norm is None else self.query_norm(query)
+        return query, *(self.keys_and_values(context) if isinstance(context, Tensor) else context)
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a context (batch, M, context_dim), each (batch, heads, M, head_dim), to be used again."""
         key_value = self.key_value(context).unflatten(2, (2, self.num_heads, self.head_dim))
-        return query, *key_value.permute(2, 0, 3, 1, 4).unbind(0)
+        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
+        return key if self.key_norm is None else self.key_norm(key), value
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        is_causal: bool,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        """Queries (batch, heads, N, head_dim), and keys of as many rows or fewer, to (batch, N, heads * head_dim)."""
+        batch, _, length, _ = query.shape
+        sharing = batch // key.shape[0]  # rows of queries to one row of keys
+        if sharing > 1:
+            query = query.unflatten(0, (-1, sharing)).transpose(1, 2).flatten(2, 3)  # (rows, heads, sharing * N, ...)
+        if self.record is None:
+            attended = dot_product_attention(query, key, value, mask, bias, self.active_dropout(), is_causal=is_causal)
+        else:
+            weights = attention_weights(query, key, causal_mask(query, key) if is_causal else mask, bias)
+            seen = weights if cache is None else cache.by_position(weights)
+            if sharing > 1:
+                seen = seen.unflatten(2, (sharing, -1)).transpose(1, 2).flatten(0, 1)
+            self.record(seen, None)  # (batch, heads, N, keys)
+            attended = functional.dropout(weights, self.active_dropout()) @ value
+        return attended.transpose(1, 2).reshape(batch, length, -1)
