@@ -45,3 +45,35 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)
+
+
+def refuse_other_model(saved: dict[str, Any] | None, ours: dict[str, Any]) -> None:
+    """Refuses to continue a run with another model than it has.
+
+    Args:
+        saved, ours: `model_config` of the checkpoint's model and of the one that shall take its weights.
+
+    Raises:
+        ValueError: an architecture or its arguments differ; the message names those that do.
+    """
+    if saved is None:
+        return
+    before, now = architecture(saved), architecture(ours)
+    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if differing:
+        shown = ", ".join(f"{name} ({before.get(name)} instead of {now.get(name)})" for name in differing[:8])
+        raise ValueError(
+            f"the checkpoint is of another model than the configuration, differing in {shown}; resume with the same "
+            "model= and task= options"
+        )
+
+
+def architecture(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What decides about the shape of the weights in a `model_config`: nested names joined by dots, and values."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and name not in ("preprocess", "tokenizer"):
+            flat |= architecture(value, f"{prefix}{name}.")
+        elif name not in ("classes", "preprocess", "tokenizer"):
+            flat[prefix + name] = value
+    return {name.removeprefix("arguments."): value for name, value in flat.items()}

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
@@ -20,7 +19,8 @@ from visattn.data import ImageClassificationData, Preprocess
 from visattn.files import atomic_path
 from visattn.heads import ImageClassifier
 from visattn.interpret import attention_heatmap, prediction_grid
-from visattn.tasks.optimization import parameter_groups, warmup_cosine
+from visattn.tasks.callbacks import refuse_other_model
+from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_adamw
 
 
 class ImageClassification(lightning.LightningModule):
@@ -40,13 +40,14 @@ class ImageClassification(lightning.LightningModule):
         final_learning_rate: fraction of the peak at which the cosine ends.
         label_smoothing: as in Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567), section 7.
         dropout: before the linear head.
+        monitor: the metric of validation that picks the best epoch.
         compile: run the network through torch.compile.
         channels_last: keep images and kernels in channels-last memory, which convolutions prefer.
         seed: of the random numbers in the network (dropout, drop path).
 
     Raises:
-        ValueError: not exactly one of `backbone` and `pretrained` is given, or the pretrained model's classes are not
-            those of the data and its head shall stay.
+        ValueError: not exactly one of `backbone` and `pretrained` is given, the pretrained model's classes are not
+            those of the data and its head shall stay, or `monitor` is no metric of validation.
 
     The values of a run are in conf/task/classification.yaml.
     """
@@ -66,6 +67,7 @@ class ImageClassification(lightning.LightningModule):
         final_learning_rate: float,
         label_smoothing: float,
         dropout: float,
+        monitor: str,
         compile: bool,
         channels_last: bool,
         seed: int,
@@ -82,7 +84,7 @@ class ImageClassification(lightning.LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.layer_decay = layer_decay
-        self.betas = (float(betas[0]), float(betas[1]))
+        self.betas = betas
         self.warmup_epochs = warmup_epochs
         self.final_learning_rate = final_learning_rate
         self.label_smoothing = label_smoothing
@@ -98,6 +100,9 @@ class ImageClassification(lightning.LightningModule):
             metrics["accuracy_top5"] = MulticlassAccuracy(data.num_classes, top_k=5, average="micro", ignore_index=-1)
         self.validation_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        judged = [f"val/{name}" for name in metrics.keys()]  # noqa: SIM118 (its iterator tells mypy no names)
+        if monitor not in judged:
+            raise ValueError(f"monitor {monitor!r} is none of {', '.join(judged)}")
         self.test_confusion = MulticlassConfusionMatrix(data.num_classes, ignore_index=-1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -141,42 +146,17 @@ class ImageClassification(lightning.LightningModule):
         groups = parameter_groups(
             self.model, self.model.backbone, self.learning_rate, self.weight_decay, self.layer_decay
         )
-        fused = self.trainer.precision != "16-mixed"  # whose gradient scaler must undo the scale before clipping
-        optimizer = torch.optim.AdamW(groups, betas=self.betas, fused=fused)
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        steps_per_epoch = total_steps / max(self.trainer.max_epochs or 1, 1)
-        factor = warmup_cosine(round(self.warmup_epochs * steps_per_epoch), total_steps, self.final_learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled_adamw(self, groups, self.betas, self.warmup_epochs, self.final_learning_rate)
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        plugin = self.trainer.precision_plugin
-        if gradient_clip_val and type(plugin) is MixedPrecision and plugin.scaler is None:
-            # Lightning refuses to clip for fused optimizers, which matters only where gradients are scaled.
-            clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
-            clip(self.parameters(), gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # With this, visattn.load_pretrained reads a run's checkpoint like any published model.
         checkpoint["visattn_model"] = model_config(self.model)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        saved, ours = checkpoint.get("visattn_model"), model_config(self.model)
-        if saved is not None and (saved["backbone"], saved["arguments"]) != (ours["backbone"], ours["arguments"]):
-            keys = sorted(saved["arguments"].keys() | ours["arguments"].keys())
-            differing = [key for key in keys if saved["arguments"].get(key) != ours["arguments"].get(key)]
-            raise ValueError(
-                f"the checkpoint is of another model than the configuration: {saved['backbone']} instead of "
-                f"{ours['backbone']}, differing in {', '.join(differing) or 'nothing else'}; "
-                "resume with the same model="
-            )
+        refuse_other_model(checkpoint.get("visattn_model"), model_config(self.model))
 
     @torch.no_grad()
     def save_results(self, folder: Path, data: ImageClassificationData) -> None:

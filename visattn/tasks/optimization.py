@@ -1,27 +1,36 @@
-"""Parameter groups and the learning-rate schedule that all tasks share."""
+"""Parameter groups, the optimizer with its schedule, and the clipping of gradients, which all tasks share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import lightning
 import torch
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from visattn.backbones import Backbone
 
 
 def parameter_groups(
-    model: nn.Module, backbone: Backbone, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    backbone: Backbone,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    backbone_learning_rate: float | None = None,
 ) -> list[dict]:
     """Groups the trainable parameters of `model` by weight decay and by depth in its `backbone`.
 
     Vectors (biases, norms, layer scales) and embedding-like tables (tokens, position embeddings and biases) are not
     decayed. With `layer_decay` below 1 the learning rate of backbone layer i of n is
-    `learning_rate * layer_decay ** (n - i)` and parameters outside the backbone train at the full rate.
+    `backbone_learning_rate * layer_decay ** (n - i)`; parameters outside the backbone train at `learning_rate`.
 
     Args:
         backbone: a part of `model`.
+        backbone_learning_rate: None is `learning_rate`.
 
     Source: layer-wise decay as in BEiT (Bao et al. 2022, https://arxiv.org/abs/2106.08254), section 3.
     """
@@ -32,13 +41,50 @@ def parameter_groups(
             continue
         is_table = any(word in name for word in ("token", "position", "logit_scale"))
         decay = 0.0 if parameter.ndim <= 1 or is_table else weight_decay
-        scale = 1.0
-        if layer_decay != 1.0 and id(parameter) in names_in_backbone:
-            depth = backbone.layer_of(names_in_backbone[id(parameter)])
-            scale = layer_decay ** (backbone.num_layers - depth)
-        group = groups.setdefault((scale, decay), {"params": [], "lr": learning_rate * scale, "weight_decay": decay})
+        rate = learning_rate
+        if id(parameter) in names_in_backbone:
+            rate = learning_rate if backbone_learning_rate is None else backbone_learning_rate
+            if layer_decay != 1.0:
+                rate *= layer_decay ** (backbone.num_layers - backbone.layer_of(names_in_backbone[id(parameter)]))
+        group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def scheduled_adamw(
+    task: lightning.LightningModule,
+    groups: list[dict],
+    betas: Sequence[float],
+    warmup_epochs: float,
+    final_learning_rate: float,
+) -> OptimizerLRScheduler:
+    """AdamW over parameter groups, with `warmup_cosine` over the run's steps: what `configure_optimizers` returns.
+
+    Source: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.
+    """
+    trainer = task.trainer
+    fused = trainer.precision != "16-mixed"  # whose gradient scaler must undo the scale before clipping
+    optimizer = torch.optim.AdamW(groups, betas=(float(betas[0]), float(betas[1])), fused=fused)
+    total_steps = int(trainer.estimated_stepping_batches)
+    steps_per_epoch = total_steps / max(trainer.max_epochs or 1, 1)
+    factor = warmup_cosine(round(warmup_epochs * steps_per_epoch), total_steps, final_learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def clip_gradients(
+    task: lightning.LightningModule, optimizer: torch.optim.Optimizer, value: float | None, algorithm: str | None
+) -> None:
+    """What `configure_gradient_clipping` does: clips by the trainer's options, for fused optimizers too.
+
+    Lightning refuses those under mixed precision, which matters only where gradients are scaled.
+    """
+    plugin = task.trainer.precision_plugin
+    if value and type(plugin) is MixedPrecision and plugin.scaler is None:
+        clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+        clip(task.parameters(), value)
+    else:
+        task.clip_gradients(optimizer, value, algorithm)
 
 
 def warmup_cosine(warmup_steps: int, total_steps: int, final_fraction: float = 0.01) -> Callable[[int], float]:
