@@ -1,11 +1,6 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-from visattn.checkpoints import load_pretrained
-from visattn.cli.attend import view_of
-from visattn.data import Preprocess
 
 
 @pytest.mark.parametrize("kind", ["local", "vit", "swin"])
@@ -101,18 +96,3 @@ def test_unreadable_pictures_are_named(checkpoints, pictures, run):
     code, _, errors = run("attend", "-c", checkpoints["vit"])
     assert code == 1
     assert "which picture?" in errors
-
-
-@pytest.mark.parametrize("size", [(300, 500), (500, 300), (20, 30)])
-def test_the_view_is_what_the_network_sees_in_more_detail(size, checkpoints):
-    model = load_pretrained(checkpoints["vit"])
-    generator = np.random.default_rng(0)
-    picture = Image.fromarray(generator.integers(0, 255, (6, 9, 3), dtype=np.uint8)).resize(size, Image.Resampling.BOX)
-    for preprocess in (Preprocess(32, resize=36), Preprocess(32, fit="stretch")):
-        model.preprocess = preprocess
-        view = view_of(model, picture)
-        assert max(view.size) <= 480
-        assert (view.width > 32) == (min(size) > 36)
-        reduced = torch.tensor(np.asarray(view.resize((32, 32), Image.Resampling.BICUBIC)), dtype=torch.float)
-        seen = preprocess.pixels(picture).permute(1, 2, 0).float()
-        assert (reduced - seen).abs().mean() < 8

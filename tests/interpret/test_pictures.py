@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from visattn.interpret import attention_figure, draw_attention, prediction_grid
+from visattn.data import Preprocess
+from visattn.interpret import attention_figure, draw_attention, prediction_grid, view_of
 
 
 def saturation(picture):
@@ -48,3 +49,18 @@ def test_a_grid_shows_every_prediction(tmp_path):
     assert grid.width > grid.height
     nameless = prediction_grid(images[:2], attention[:2], probabilities[:2], [0, 1])
     assert nameless.height < grid.height
+
+
+@pytest.mark.parametrize("size", [(300, 500), (500, 300), (20, 30)])
+@pytest.mark.parametrize(
+    "preprocess", [Preprocess(32, resize=36), Preprocess(32, fit="stretch")], ids=["cover", "stretch"]
+)
+def test_the_view_is_what_the_network_sees_in_more_detail(size, preprocess):
+    generator = np.random.default_rng(0)
+    picture = Image.fromarray(generator.integers(0, 255, (6, 9, 3), dtype=np.uint8)).resize(size, Image.Resampling.BOX)
+    view = view_of(preprocess, picture)
+    assert max(view.size) <= 480
+    assert (view.width > 32) == (min(size) > 36)
+    reduced = torch.tensor(np.asarray(view.resize((32, 32), Image.Resampling.BICUBIC)), dtype=torch.float)
+    seen = preprocess.pixels(picture).permute(1, 2, 0).float()
+    assert (reduced - seen).abs().mean() < 8

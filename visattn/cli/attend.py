@@ -11,14 +11,12 @@ import typer
 from visattn.cli.checkpoint import ArchitectureOption, CheckpointOption, DeviceOption
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from visattn.heads import ImageClassifier
     from visattn.interpret import Layer
 
 Query = tuple[int, int] | Literal["class", "mean"]
-view_pixels = 480  # of the longer side of each panel
 
 
 class Method(StrEnum):
@@ -164,7 +162,7 @@ def draw(model: ImageClassifier, image: Path, output: Path, choice: Choice) -> N
 
     from visattn.data import open_image
     from visattn.files import atomic_path
-    from visattn.interpret import attention_figure
+    from visattn.interpret import attention_figure, view_of
 
     assert model.preprocess is not None
     picture = open_image(image)
@@ -176,7 +174,7 @@ def draw(model: ImageClassifier, image: Path, output: Path, choice: Choice) -> N
             probabilities = model(images).float().softmax(dim=1)[0]
         best = int(probabilities.argmax())
         caption += f", classified as {class_label(model, best)} ({float(probabilities[best]):.0%})"
-    figure = attention_figure(view_of(model, picture), attention[0], title, caption, mark)
+    figure = attention_figure(view_of(model.preprocess, picture), attention[0], title, caption, mark)
     with atomic_path(output) as temporary:
         figure.save(temporary)
 
@@ -235,20 +233,6 @@ def class_number(model: ImageClassifier, name: str) -> int:
         return int(name)
     names = f", such as {', '.join(model.classes[:5])}" if model.classes is not None else ""
     raise ValueError(f"--class {name}: there is no such class; there are {count}, counted from 0{names}")
-
-
-def view_of(model: ImageClassifier, picture: Image.Image) -> Image.Image:
-    """What the network sees of the picture, at the resolution that the picture has, up to that of a panel."""
-    from torchvision.transforms.v2.functional import to_pil_image
-
-    assert model.preprocess is not None
-    size = model.preprocess.image_size
-    # How often the network's image fits into what the picture itself has to show.
-    detail = min(picture.height / model.preprocess.resize[0], picture.width / model.preprocess.resize[1])
-    factor = max(1.0, min(detail, view_pixels / max(size)))
-    if model.preprocess.fit == "none":
-        factor = 1.0
-    return to_pil_image(model.preprocess.at([round(side * factor) for side in size]).pixels(picture))
 
 
 def layers_of(model: ImageClassifier) -> list[Layer]:

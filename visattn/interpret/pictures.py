@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from visattn.data import Preprocess
 
 _colormap = matplotlib.colormaps["inferno"]  # its brightness grows evenly, for every eye and on paper
 _right, _wrong = "#0072b2", "#d55e00"  # blue and vermilion of Okabe and Ito's palette
@@ -78,6 +81,20 @@ def attention_figure(
     figure.text(margin / total[0], 1 - 0.36 / total[1], title, fontsize=11, fontweight="bold")
     figure.text(margin / total[0], 1 - 0.64 / total[1], caption, fontsize=9, color="0.35")
     return rendered(figure)
+
+
+def view_of(preprocess: Preprocess, picture: Image.Image, side: int = 480) -> Image.Image:
+    """What a network sees of a picture, in as much detail as the picture has.
+
+    Args:
+        preprocess: of the network.
+        side: the longer side of the result in pixels is at most so much, or that of the network's image.
+    """
+    size = preprocess.image_size
+    # How often the network's image fits into what the picture itself has to show.
+    detail = min(picture.height / preprocess.resize[0], picture.width / preprocess.resize[1])
+    factor = 1.0 if preprocess.fit == "none" else max(1.0, min(detail, side / max(size)))
+    return to_pil_image(preprocess.at([round(length * factor) for length in size]).pixels(picture))
 
 
 def outline(axis: Axes, mark: tuple[float, float, float, float], size: tuple[int, int]) -> None:
