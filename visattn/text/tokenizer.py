@@ -120,9 +120,7 @@ class CaptionTokenizer:
         )
         tokenizer.train_from_iterator(captions, trainer)
         if tokenizer.get_vocab_size() == len(_specials):
-            raise ValueError(
-                f"no word occurs {min_count} times in the captions; lower min_count, or train byte pairs instead of words"
-            )
+            raise ValueError(f"no word occurs {min_count} times in the captions; lower min_count, or train byte pairs")
         ids = {f"{name}_id": number for number, name in enumerate(_specials)}
         return cls(tokenizer.to_str(), **ids, max_length=max_length)
 
