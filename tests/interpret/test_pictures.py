@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from visattn.data import Preprocess
-from visattn.interpret import attention_figure, draw_attention, prediction_grid, view_of
+from visattn.interpret import attention_figure, draw_attention, prediction_grid, view_of, word_figure
 
 
 def saturation(picture):
@@ -64,3 +64,33 @@ def test_the_view_is_what_the_network_sees_in_more_detail(size, preprocess):
     reduced = torch.tensor(np.asarray(view.resize((32, 32), Image.Resampling.BICUBIC)), dtype=torch.float)
     seen = preprocess.pixels(picture).permute(1, 2, 0).float()
     assert (reduced - seen).abs().mean() < 8
+
+
+def test_each_word_has_its_own_map_below_it():
+    picture = Image.new("RGB", (48, 48), (90, 90, 90))
+    places = [(0, 0), (0, 3), (3, 3), (3, 0)]
+    attention = torch.zeros(4, 4, 4)
+    for values, place in zip(attention, places, strict=True):
+        values[place] = 1
+    figure = word_figure(picture, ["a", "dog", "costs", "$5$"], attention, "a dog costs $5$", columns=5)
+    panels = np.array_split(np.asarray(figure.convert("HSV"), dtype=float)[..., 1], 5, axis=1)  # saturation
+    assert panels[0].max() < 30  # the picture itself, grey as it is
+    for panel, (row, column) in zip(panels[1:], places, strict=True):
+        rows, columns = np.nonzero(panel > 0.9 * panel.max())
+        height = panel.shape[0] - 60  # of picture, about
+        assert (rows.mean() - 60 > height / 2) == (row == 3)
+        assert (columns.mean() > panel.shape[1] / 2) == (column == 3)
+
+
+def test_a_long_caption_has_several_rows_and_a_long_word_fits():
+    picture, words = Image.new("RGB", (90, 30), (20, 160, 60)), ["counterrevolutionaries"] * 13
+    figure = word_figure(picture, words, torch.rand(13, 5, 5), " ".join(words))
+    assert 1.2 < figure.width / figure.height < 4
+    pixels = np.asarray(figure)
+    assert (pixels[:, :20] == 255).all()  # nothing is cut off at the sides
+    assert (pixels[:, -20:] == 255).all()
+
+
+def test_words_without_their_maps_are_refused():
+    with pytest.raises(ValueError, match="2 words with 1 maps"):
+        word_figure(Image.new("RGB", (9, 9)), ["a", "dog"], torch.rand(1, 3, 3), "a dog")

@@ -1,7 +1,7 @@
 """Seeing attention: the weights of every module, where a network looks for its answer, and pictures of both."""
 
 from visattn.interpret.layer import Layer, attention_layers, layer_attention
-from visattn.interpret.pictures import attention_figure, draw_attention, prediction_grid, view_of
+from visattn.interpret.pictures import attention_figure, draw_attention, prediction_grid, view_of, word_figure
 from visattn.interpret.record import record_attention
 from visattn.interpret.relevance import attention_heatmap, attention_rollout
 
@@ -16,4 +16,5 @@ __all__ = [
     "prediction_grid",
     "record_attention",
     "view_of",
+    "word_figure",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 
@@ -95,6 +96,49 @@ def view_of(preprocess: Preprocess, picture: Image.Image, side: int = 480) -> Im
     detail = min(picture.height / preprocess.resize[0], picture.width / preprocess.resize[1])
     factor = 1.0 if preprocess.fit == "none" else max(1.0, min(detail, side / max(size)))
     return to_pil_image(preprocess.at([round(length * factor) for length in size]).pixels(picture))
+
+
+def word_figure(
+    image: Image.Image, words: Sequence[str], attention: Sequence[Tensor], title: str, columns: int | None = None
+) -> Image.Image:
+    """A picture, and for each word of its caption the same with a map over it, below the word.
+
+    Args:
+        image: what the network saw.
+        words: as they are to be printed.
+        attention: for each word (H, W) in [0, 1], of any size.
+        title: the caption.
+        columns: panels in a row; None is at most 6, in rows of about equal length.
+
+    Raises:
+        ValueError: there are more words than maps or fewer, or columns is below 1.
+
+    Source: the manner of Xu et al. 2015, https://arxiv.org/abs/1502.03044, figure 5.
+    """
+    if len(words) != len(attention) or (columns is not None and columns < 1):
+        raise ValueError(f"{len(words)} words with {len(attention)} maps in {columns} columns")
+    picture = enlarge(image.convert("RGB"), 240)
+    panels = [picture, *(draw_attention(picture, values) for values in attention)]
+    rows = -(-len(panels) // (columns or 6))
+    columns = columns or -(-len(panels) // rows)
+    width, height = picture.width / 100, picture.height / 100  # inches at 100 pixels each
+    gap, margin, above = 0.12, 0.2, 0.32
+    lines = textwrap.wrap(title, max(int(columns * (width + gap) / 0.105), 20))
+    head = 0.24 * len(lines)
+    total = (columns * (width + gap) - gap + 2 * margin, head + rows * (height + above) + 2 * margin)
+    figure = Figure(figsize=total, dpi=150, facecolor="white")
+    for index, (label, panel) in enumerate(zip(["", *words], panels, strict=True)):
+        row, column = divmod(index, columns)
+        left, bottom = margin + column * (width + gap), total[1] - margin - head - (row + 1) * (height + above)
+        axis = figure.add_axes((left / total[0], bottom / total[1], width / total[0], height / total[1]))
+        axis.imshow(np.asarray(panel), interpolation="nearest")
+        axis.set_axis_off()
+        size = min(12.0, 115 * width / max(len(label), 1))  # points; long words become small rather than meet
+        axis.set_title(label, fontsize=size, pad=4, parse_math=False)
+    for number, line in enumerate(lines):
+        place = (margin / total[0], 1 - (margin + 0.24 * number) / total[1])
+        figure.text(*place, line, fontsize=12, fontweight="bold", va="top", parse_math=False)
+    return rendered(figure)
 
 
 def outline(axis: Axes, mark: tuple[float, float, float, float], size: tuple[int, int]) -> None:
