@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from visattn.heads import CaptionDecoder
-from visattn.interpret import record_attention
 
 designs = {
     "ours": {},
@@ -64,3 +63,19 @@ def test_reordered_beams_equal_the_whole_forward_of_their_words(design, masked, 
         state.reorder(indices.flatten())
         new = torch.randint(31, (2 * beams, 1))
         words = torch.cat([words[indices.flatten()], new], dim=1)
+
+
+@pytest.mark.parametrize("design", designs)
+@pytest.mark.parametrize("masked", [False, True])
+def test_images_that_stay_go_on_as_if_alone(design, masked):
+    decoder = decoder_of(design)
+    memory, _, mask = inputs(masked)
+    words = torch.randint(31, (4, 3))  # two beams of two images
+    state = decoder.begin(memory, mask, num_beams=2, max_length=5)
+    decoder.step(words[:, :2], state)
+    state.reorder(torch.tensor([1, 0, 2, 2]))
+    state.keep(torch.tensor([1]))
+    alone = decoder.begin(memory[1:], None if mask is None else mask[1:], num_beams=2, max_length=5)
+    decoder.step(words[[2, 2], :2], alone)
+    for new in (words[2:, 2:], words[:2, 2:]):
+        torch.testing.assert_close(decoder.step(new, state), decoder.step(new, alone), rtol=0, atol=1e-10)

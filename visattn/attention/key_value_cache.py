@@ -53,6 +53,14 @@ class KeyValueCache:
         self.used = end
         return self.store[0, :, :, :end], self.store[1, :, :, :end]
 
+    def keep(self, images: Tensor) -> None:
+        """Forgets all images but these, (n,) long, ascending."""
+        self.batch = len(images)
+        if self.store is not None:
+            kept = self.store[:, :, :, : self.used].index_select(1, images)  # (2, n, heads, used, head_dim)
+            self.store = kept.new_empty(*kept.shape[:3], self.capacity, kept.shape[4])
+            self.store[:, :, :, : self.used] = kept
+
     def by_position(self, weights: Tensor) -> Tensor:
         """Attention weights (..., used) of one text to (..., num_shared + positions): each text has one own entry."""
         own = weights[..., self.num_shared :].unflatten(-1, (-1, self.num_texts)).sum(dim=-1)

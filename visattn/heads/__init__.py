@@ -1,6 +1,8 @@
 """Heads: `Features` to predictions."""
 
 from visattn.heads.caption_decoder import CaptionDecoder, DecoderState
+from visattn.heads.captioner import Caption, ImageCaptioner
 from visattn.heads.classification import ImageClassifier
+from visattn.heads.image_encoder import ImageEncoder
 
-__all__ = ["CaptionDecoder", "DecoderState", "ImageClassifier"]
+__all__ = ["Caption", "CaptionDecoder", "DecoderState", "ImageCaptioner", "ImageClassifier", "ImageEncoder"]

@@ -54,6 +54,8 @@ class CaptionDecoder(nn.Module):
         https://arxiv.org/abs/2205.14100), section 3.1, for the prefix.
     """
 
+    position_waves: Tensor
+
     def __init__(
         self,
         vocabulary_size: int,
@@ -203,6 +205,7 @@ class CaptionDecoder(nn.Module):
             is_prefix=self.is_prefix,
         )
         mask = None if memory_mask is None else memory_mask[:, None, None]  # (B, 1, 1, N)
+        block: Any
         for index, block in enumerate(self.blocks):
             if self.is_prefix:
                 memory = block(memory, mask=mask, cache=state.caches[index])
@@ -280,7 +283,7 @@ class DecoderBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        rates = {"dropout": attention_dropout, "projection_dropout": dropout}
+        rates: dict[str, Any] = {"dropout": attention_dropout, "projection_dropout": dropout}
         self.norm1 = nn.LayerNorm(dim, norm_eps)
         self.attention = MultiHeadAttention(dim, num_heads, **rates)
         self.norm2: nn.Module | None = None
@@ -431,3 +434,19 @@ class DecoderState:
         if self.num_beams > 1:
             seen = self.bias.flatten(0, 1)[:, : self.used]  # (B * num_beams, keys so far)
             seen.copy_(seen.index_select(0, indices))
+
+    @torch.no_grad()
+    def keep(self, images: Tensor) -> None:
+        """Forgets all images but these, whose captions alone are to be continued.
+
+        Args:
+            images: (n,), long, ascending.
+        """
+        self.bias = self.bias[images]
+        for cache in self.caches:
+            cache.keep(images)
+        self.contexts = [
+            context if context is None else (context[0][images], context[1][images]) for context in self.contexts
+        ]
+        if self.context_mask is not None:
+            self.context_mask = self.context_mask[images]
