@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import (
     DeiTConfig,
     Dinov2Config,
@@ -57,6 +58,22 @@ def test_a_folder_gives_the_logits_and_features_of_transformers(name, larger, tm
             torch.testing.assert_close(tokens, outputs.last_hidden_state, rtol=0, atol=1e-4)
         else:
             torch.testing.assert_close(model(images), outputs.logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["ViTModel", "DeiTForImageClassification", "Dinov2Model", "SwinForImageClassification"]
+)
+def test_names_as_transformers_5_has_them_in_memory_are_read_too(name, tmp_path):
+    original = perturbed(name)
+    original.save_pretrained(tmp_path / "published")
+    original.save_pretrained(tmp_path / "memory", save_original_format=False)
+    one, other = (load_pretrained(tmp_path / folder).state_dict() for folder in ("published", "memory"))
+    assert (
+        load_file(tmp_path / "memory/model.safetensors").keys()
+        != load_file(tmp_path / "published/model.safetensors").keys()
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_the_published_transform_comes_along(tmp_path):

@@ -6,7 +6,7 @@ It is read from the keys and `config.json` alone; the package itself isn't neede
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,19 +34,22 @@ _names = (
     (r"^embeddings\.position_embeddings$", "position_embedding"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embedding.projection."),
     (r"^embeddings\.norm\.", "patch_embedding.norm."),
-    (r"^encoder\.layer\.", "blocks."),
+    (r"^(encoder\.layer|layers)\.", "blocks."),
     (r"^encoder\.layers\.", "stages."),
     (r"^layernorm\.", "norm."),
     (r"\.attention\.(attention|self)\.(query|key|value)\.", r".attention.\2."),
-    (r"\.attention\.self\.relative_position_bias_table$", ".attention.relative_position_bias"),
-    (r"\.attention\.output\.dense\.", ".attention.projection."),
+    (r"\.attention\.q_proj\.", ".attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.value."),
+    (r"\.attention\.\w+\.relative_position_bias_table$", ".attention.relative_position_bias"),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attention.projection."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.layer_scale([12])\.lambda1$", r".layer_scale\1"),
     (r"\.mlp\.weights_in\.", ".mlp.fc1."),
-    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+    (r"\.mlp\.(weights_out|down_proj)\.", ".mlp.fc2."),
 )
 # Used by masked image modelling and by the pooled output of base models, which no classifier reads.
 _unused = re.compile(r"(^|\.)(embeddings\.mask_token$|pooler\.|relative_position_index$)")
@@ -63,22 +66,9 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], origin: str)
     Raises:
         CheckpointError: the type of model or an option is not supported, or the weights don't fit.
     """
-    makers: dict[str, Callable[[Mapping[str, Any], str], Backbone]] = {
-        "vit": vision_transformer,
-        "deit": vision_transformer,
-        "dinov2": dino,
-        "dinov2_with_registers": dino,
-        "swin": swin,
-    }
-    kind = config["model_type"]
-    if kind not in makers:
-        raise CheckpointError(f"{origin}: model_type {kind!r} is not read; known are {', '.join(makers)}")
-    try:
-        backbone = makers[kind](config, origin)
-    except KeyError as error:
-        raise CheckpointError(f"{origin}: config.json doesn't say {error}") from error
-    renamed = {f"backbone.{name}": tensor for name, tensor in rename(weights, backbone).items()}
-    renamed |= head_weights(weights, distilled=kind == "deit")
+    backbone, renamed = read_backbone(config, weights, origin)
+    renamed = {f"backbone.{name}": tensor for name, tensor in renamed.items()}
+    renamed |= head_weights(weights, distilled=config["model_type"] == "deit")
     head = renamed.get("head.weight")
     model = ImageClassifier(backbone, None if head is None else head.shape[0])
     load_strictly(model, renamed, origin)
@@ -89,11 +79,44 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], origin: str)
     return model
 
 
+def read_backbone(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], origin: str
+) -> tuple[Backbone, dict[str, Tensor]]:
+    """The backbone that a `config.json` describes, and its weights under our names; a classifier's are left out.
+
+    Raises:
+        CheckpointError: the type of model or an option is not supported.
+    """
+    makers: dict[str, Callable[[Mapping[str, Any], str], Backbone]] = {
+        "vit": vision_transformer,
+        "deit": vision_transformer,
+        "dinov2": dino,
+        "dinov2_with_registers": dino,
+        "swin": swin,
+    }
+    kind = config.get("model_type")
+    if kind not in makers:
+        raise CheckpointError(f"{origin}: model_type {kind!r} is not read; known are {', '.join(makers)}")
+    try:
+        backbone = makers[kind](config, origin)
+    except KeyError as error:
+        raise CheckpointError(f"{origin}: config.json doesn't say {error}") from error
+    return backbone, backbone_weights(weights, backbone)
+
+
+def activation_of(name: str, origin: str) -> str:
+    """Our name of an activation.
+
+    Raises:
+        CheckpointError: it has no counterpart.
+    """
+    if name not in _activations:
+        raise CheckpointError(f"{origin}: activation {name!r} is unknown; known are {', '.join(_activations)}")
+    return _activations[name]
+
+
 def common(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """What all families have: sizes of image and patch, channels, activation, norm."""
-    activation = config.get("hidden_act", "gelu")
-    if activation not in _activations:
-        raise CheckpointError(f"{origin}: hidden_act {activation!r} is unknown; known are {', '.join(_activations)}")
+    """What all families have: sizes of image and patch, channels, biases."""
     patch_size = as_pair(config.get("patch_size", 16))
     if patch_size[0] != patch_size[1]:
         raise CheckpointError(f"{origin}: patches of {patch_size} pixels are not square")
@@ -113,7 +136,7 @@ def vision_transformer(config: Mapping[str, Any], origin: str) -> Backbone:
         depth=config["num_hidden_layers"],
         num_heads=config["num_attention_heads"],
         mlp_ratio=config["intermediate_size"] / config["hidden_size"],
-        activation=_activations[config.get("hidden_act", "gelu")],
+        activation=activation_of(config.get("hidden_act", "gelu"), origin),
         norm_eps=config.get("layer_norm_eps", 1e-12),
         distillation_token=config["model_type"] == "deit",
         position_antialias=False,
@@ -133,7 +156,7 @@ def dino(config: Mapping[str, Any], origin: str) -> Backbone:
         num_heads=config["num_attention_heads"],
         mlp_ratio=hidden / dim,
         mlp="gated" if gated else "plain",
-        activation="silu" if gated else _activations[config.get("hidden_act", "gelu")],
+        activation="silu" if gated else activation_of(config.get("hidden_act", "gelu"), origin),
         norm_eps=config.get("layer_norm_eps", 1e-6),
         layer_scale=1.0,
         num_registers=config.get("num_register_tokens", 4) if config["model_type"] == "dinov2_with_registers" else 0,
@@ -146,6 +169,8 @@ def dino(config: Mapping[str, Any], origin: str) -> Backbone:
 def swin(config: Mapping[str, Any], origin: str) -> Backbone:
     if config.get("use_absolute_embeddings"):
         raise CheckpointError(f"{origin}: Swin with absolute position embeddings has no counterpart in visattn")
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise CheckpointError(f"{origin}: Swin with activation {config['hidden_act']!r} has no counterpart in visattn")
     return SwinTransformer(
         **common(config, origin),
         dim=config["embed_dim"],
@@ -158,14 +183,11 @@ def swin(config: Mapping[str, Any], origin: str) -> Backbone:
     )
 
 
-def rename(weights: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+def backbone_weights(weights: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
     """The backbone's weights under our names; query, key and value become one matrix."""
+    backbone_only = {name: weight for name, weight in weights.items() if "classifier." not in name}
     renamed: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if _unused.search(name) or "classifier." in name:
-            continue
-        for pattern, replacement in _names:
-            name = re.sub(pattern, replacement, name)
+    for name, tensor in rename(backbone_only, _names, _unused).items():
         stage = re.match(r"stages\.(\d+)\.downsample\.", name)
         if stage:  # theirs ends a stage, ours begins the next
             name = name.replace(f"stages.{stage[1]}.", f"stages.{int(stage[1]) + 1}.", 1)
@@ -173,16 +195,35 @@ def rename(weights: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tenso
             side = round(tensor.shape[0] ** 0.5)
             tensor = tensor.T.unflatten(1, (side, side))  # (heads, 2 window - 1, 2 window - 1)
         renamed[name] = tensor
-    for name in [name for name in renamed if ".attention.query." in name]:
-        parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if all(part in renamed for part in parts):
-            renamed[name.replace(".query.", ".qkv.")] = torch.cat([renamed.pop(part) for part in parts])
+    join(renamed, (".attention.query.", ".attention.key.", ".attention.value."), ".attention.qkv.")
+    join(renamed, (".mlp.gate_proj.", ".mlp.up_proj."), ".mlp.fc1.")
     # With positions for the patches alone, the class token carries its own.
     if isinstance(backbone, VisionTransformer) and not backbone.prefix_positions and "position_embedding" in renamed:
         positions = renamed["position_embedding"]
         renamed["position_embedding"] = positions[:, 1:]
         renamed["class_token"] = renamed["class_token"] + positions[:, :1]
     return renamed
+
+
+def rename(
+    weights: Mapping[str, Tensor], names: Sequence[tuple[str, str]], unused: re.Pattern[str]
+) -> dict[str, Tensor]:
+    """Weights with their names changed by patterns, one after the other; without those whose name `unused` finds."""
+    renamed = {}
+    for name, tensor in weights.items():
+        if not unused.search(name):
+            for pattern, replacement in names:
+                name = re.sub(pattern, replacement, name)
+            renamed[name] = tensor
+    return renamed
+
+
+def join(weights: dict[str, Tensor], parts: Sequence[str], whole: str) -> None:
+    """Puts linear layers that are one with us below each other, in place; a layer that lacks a part stays as it is."""
+    for name in [name for name in weights if parts[0] in name]:
+        names = [name.replace(parts[0], part) for part in parts]
+        if all(part in weights for part in names):
+            weights[name.replace(parts[0], whole)] = torch.cat([weights.pop(part) for part in names])
 
 
 def head_weights(weights: Mapping[str, Tensor], distilled: bool) -> dict[str, Tensor]:
