@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from visattn.data.scene_plans import colors, kinds, pairs, plan_scenes, relations, textures
-from visattn.data.scenes import draw_scene, draw_scenes, scene_classes
+from visattn.data.scenes import draw_scene, draw_scenes, scene_classes, tell_scenes
 
 scenes = [draw_scene(0, index, 64) for index in range(150)]
 
@@ -21,6 +21,11 @@ def test_a_scene_depends_on_its_seed_and_index_alone(image_size):
     np.testing.assert_array_equal(alone.image.transpose(2, 0, 1), images[31])
     assert alone.label == labels[31]
     assert not np.array_equal(draw_scenes(6, [131], image_size)[0], few[:1])
+
+
+def test_the_same_is_said_about_a_scene_without_drawing_it():
+    told = tell_scenes(0, range(150))
+    assert told == [(scene.captions, scene.questions) for scene in scenes]
 
 
 def test_no_two_scenes_are_alike():

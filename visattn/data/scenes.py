@@ -11,7 +11,10 @@ from visattn.data.scene_language import Described, ask, caption
 from visattn.data.scene_painting import paint
 from visattn.data.scene_plans import ScenePlan, colors, kinds, plan_scenes, relations, scene_classes, slots, textures
 
-__all__ = ["Scene", "SceneObject", "draw_scene", "draw_scenes", "scene_classes"]
+__all__ = ["Scene", "SceneObject", "draw_scene", "draw_scenes", "scene_classes", "tell_scenes"]
+
+Captions = tuple[str, ...]
+Questions = tuple[tuple[str, str], ...]
 
 
 class SceneObject(NamedTuple):
@@ -53,8 +56,8 @@ class Scene(NamedTuple):
     objects: tuple[SceneObject, ...]
     relation: str
     label: int
-    captions: tuple[str, ...]
-    questions: tuple[tuple[str, str], ...]
+    captions: Captions
+    questions: Questions
 
 
 def draw_scenes(seed: int, indices: Sequence[int], image_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -68,15 +71,34 @@ def draw_scene(seed: int, index: int, image_size: int = 128) -> Scene:
     plan = plan_scenes(seed, [index])
     images, owner = paint(plan, image_size)
     objects = tuple(outline(plan, slot, owner[0] == slot) for slot in range(slots) if plan.present[0, slot])
-    described = [Described(thing.kind, thing.color, thing.texture, thing.size) for thing in objects]
-    relation, words = relations[plan.relation[0]], plan.words[0]
     return Scene(
         np.ascontiguousarray(images[0].transpose(1, 2, 0)),
         objects,
-        relation,
+        relations[plan.relation[0]],
         int(plan.label[0]),
-        caption(described, relation, words[2:]),
-        ask(described, relation, words[:2]),
+        *tell(plan, 0),
+    )
+
+
+def tell_scenes(seed: int, indices: Sequence[int]) -> list[tuple[Captions, Questions]]:
+    """What is said about many scenes, without drawing them: captions and questions as in `draw_scene`."""
+    plan = plan_scenes(seed, indices)
+    return [tell(plan, position) for position in range(len(plan.label))]
+
+
+def tell(plan: ScenePlan, position: int) -> tuple[Captions, Questions]:
+    """Captions and questions of one scene of a plan."""
+    things = [describe(plan, position, slot) for slot in range(slots) if plan.present[position, slot]]
+    relation, words = relations[plan.relation[position]], plan.words[position]
+    return caption(things, relation, words[2:]), ask(things, relation, words[:2])
+
+
+def describe(plan: ScenePlan, position: int, slot: int) -> Described:
+    return Described(
+        kinds[plan.kind[position, slot]],
+        tuple(colors)[plan.color[position, slot]],
+        textures[plan.texture[position, slot]],
+        "large" if plan.large[position, slot] else "small",
     )
 
 
@@ -84,11 +106,5 @@ def outline(plan: ScenePlan, slot: int, mask: np.ndarray) -> SceneObject:
     """The object of one slot, with the box around its visible pixels."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top = int(columns[0]), int(rows[0])
-    return SceneObject(
-        kinds[plan.kind[0, slot]],
-        tuple(colors)[plan.color[0, slot]],
-        textures[plan.texture[0, slot]],
-        "large" if plan.large[0, slot] else "small",
-        (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1),
-        mask,
-    )
+    box = (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
+    return SceneObject(*describe(plan, 0, slot), box, mask)
