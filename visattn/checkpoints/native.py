@@ -17,7 +17,8 @@ from torch import Tensor
 from visattn import backbones
 from visattn.data.preprocess import Preprocess
 from visattn.files import atomic_path
-from visattn.heads import ImageClassifier
+from visattn.heads import CaptionDecoder, ImageCaptioner, ImageClassifier
+from visattn.text import CaptionTokenizer
 
 _format = "visattn-1"
 _backbones = {
@@ -29,10 +30,13 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read or doesn't fit; the message names the file and what is wrong with it."""
 
 
-def save_pretrained(model: ImageClassifier, folder: str | os.PathLike[str], *, precision: str | None = None) -> None:
+def save_pretrained(
+    model: ImageClassifier | ImageCaptioner, folder: str | os.PathLike[str], *, precision: str | None = None
+) -> None:
     """Writes `config.json` and `model.safetensors`, which `visattn.load_pretrained(folder)` reads.
 
-    The weights are written first and the configuration, without which no folder is read, last; each in one step.
+    Beside them stand the two files of a captioner's tokenizer. The weights are written first and the configuration,
+    without which no folder is read, last; each in one step.
 
     Args:
         folder: created if missing.
@@ -51,14 +55,30 @@ def save_pretrained(model: ImageClassifier, folder: str | os.PathLike[str], *, p
         weights[name] = kept.clone(memory_format=torch.contiguous_format)
     with atomic_path(Path(folder) / "model.safetensors") as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
+    config = model_config(model)
+    if isinstance(model, ImageCaptioner):
+        del config["tokenizer"]
+        model.tokenizer.save(folder)
     with atomic_path(Path(folder) / "config.json") as temporary:
-        temporary.write_text(json.dumps(model_config(model), indent=2) + "\n")
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def model_config(model: ImageClassifier) -> dict[str, Any]:
-    """All that is needed to build the model again, as plain data: what `config.json` holds."""
+def model_config(model: ImageClassifier | ImageCaptioner) -> dict[str, Any]:
+    """All that is needed to build the model again, as plain data: what `config.json` holds, and the tokenizer."""
+    if isinstance(model, ImageCaptioner):
+        return {
+            "format": _format,
+            "kind": "captioning",
+            "backbone": type(model.backbone).__name__,
+            "arguments": _plain(model.backbone.arguments),
+            "decoder": _plain(model.decoder.arguments),
+            **model.arguments,
+            "preprocess": None if model.preprocess is None else _plain(model.preprocess.arguments),
+            "tokenizer": model.tokenizer.arguments,
+        }
     return {
         "format": _format,
+        "kind": "classification",
         "backbone": type(model.backbone).__name__,
         "arguments": _plain(model.backbone.arguments),
         "num_classes": model.num_classes,
@@ -68,30 +88,49 @@ def model_config(model: ImageClassifier) -> dict[str, Any]:
     }
 
 
-def build_model(config: Mapping[str, Any], origin: str = "the configuration") -> ImageClassifier:
+def build_model(config: Mapping[str, Any], origin: str = "the configuration") -> ImageClassifier | ImageCaptioner:
     """The model that `model_config` describes, with new weights.
 
     Args:
         origin: names the source in errors.
 
     Raises:
-        CheckpointError: the format or the class of the backbone is unknown, or its arguments don't fit.
+        CheckpointError: the format, the kind of model or the class of the backbone is unknown, or arguments don't fit.
     """
     if config.get("format") != _format:
         raise CheckpointError(
             f"{origin}: format {config.get('format')!r} is not {_format!r}; a newer visattn may know it"
         )
+    kind = config.get("kind", "classification")  # older configurations don't say it
+    if kind not in ("classification", "captioning"):
+        raise CheckpointError(f"{origin}: kind {kind!r} is unknown; a newer visattn may know it")
     name = config.get("backbone")
     if name not in _backbones:
         raise CheckpointError(f"{origin}: backbone {name!r} is none of {', '.join(_backbones)}")
     try:
         backbone = _backbones[name](**config["arguments"])
-        model = ImageClassifier(backbone, config["num_classes"], dropout=config.get("dropout", 0.0))
+        model = (captioner_of if kind == "captioning" else classifier_of)(backbone, config)
         model.preprocess = Preprocess(**config["preprocess"]) if config.get("preprocess") else None
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{origin}: doesn't describe a model: {error!r}") from error
+    return model
+
+
+def classifier_of(backbone: backbones.Backbone, config: Mapping[str, Any]) -> ImageClassifier:
+    model = ImageClassifier(backbone, config["num_classes"], dropout=config.get("dropout", 0.0))
     model.classes = tuple(config["classes"]) if config.get("classes") else None
     return model
+
+
+def captioner_of(backbone: backbones.Backbone, config: Mapping[str, Any]) -> ImageCaptioner:
+    return ImageCaptioner(
+        backbone,
+        CaptionDecoder(**config["decoder"]),
+        CaptionTokenizer(**config["tokenizer"]),
+        encoder_depth=config["encoder_depth"],
+        encoder_heads=config["encoder_heads"],
+        dropout=config["dropout"],
+    )
 
 
 def load_strictly(model: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

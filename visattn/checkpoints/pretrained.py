@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,32 @@ from visattn.backbones.features import as_pair
 from visattn.checkpoints import timm, transformers
 from visattn.checkpoints.native import CheckpointError, build_model, load_strictly, read_checkpoint, read_weights
 from visattn.checkpoints.resize import fit_image_size
-from visattn.heads import ImageClassifier
+from visattn.heads import ImageCaptioner, ImageClassifier
+from visattn.text import CaptionTokenizer
+
+Model = TypeVar("Model", ImageClassifier, ImageCaptioner)
+
+
+@overload
+def load_pretrained(
+    source: str | os.PathLike[str],
+    architecture: str | None = None,
+    *,
+    num_classes: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    expected: None = None,
+) -> Any: ...
+
+
+@overload
+def load_pretrained(
+    source: str | os.PathLike[str],
+    architecture: str | None = None,
+    *,
+    num_classes: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    expected: type[Model],
+) -> Model: ...
 
 
 def load_pretrained(
@@ -24,8 +49,12 @@ def load_pretrained(
     *,
     num_classes: int | None = None,
     image_size: int | Sequence[int] | None = None,
-) -> ImageClassifier:
-    """A trained model in eval mode: `model(images)` gives logits, `model.features(images)` gives `Features`.
+    expected: type[Any] | None = None,
+) -> Any:
+    """A trained model in eval mode.
+
+    A classifier gives logits, `model(images)`; a captioner writes, `model.caption(images)`; `model.features(images)`
+    gives the `Features` of either.
 
     Args:
         source: a folder with `config.json` (ours, timm's or transformers'), a checkpoint of a run of train.py, a bare
@@ -34,17 +63,20 @@ def load_pretrained(
         num_classes: how many logits are wanted; another number than the source has gets a new head with random weights,
             to be trained. None keeps the source's.
         image_size: (height, width) in pixels, or one number, to fit the position tables to; None keeps the source's.
+        expected: the class that the model has to be of; None takes what the source holds.
 
     Returns:
-        The model, which carries its `preprocess` and, where known, its `classes`.
+        The `ImageClassifier` or `ImageCaptioner`, which carries its `preprocess` and, where known, its `classes`.
 
     Raises:
         FileNotFoundError: there is no such file, nor such a hub id.
         CheckpointError: the source is no known layout, is damaged, wants to execute code, or its weights don't fit; the
             message names what is missing or unexpected.
+        ValueError: the model is of another class than expected, or num_classes is said of a captioner.
     """
     path = find_source(source)
     size = None if image_size is None else as_pair(image_size)
+    model: ImageClassifier | ImageCaptioner
     if path.is_dir():
         config, weights = read_folder(path)
         model = model_from(config, weights, path, size)
@@ -52,9 +84,14 @@ def load_pretrained(
         model = timm.build({"architecture": architecture}, read_weights(path), str(path), size)
     else:
         model = run_model(path)
+    if expected is not None and not isinstance(model, expected):
+        raise ValueError(f"{source}: holds an {type(model).__name__}, and an {expected.__name__} is wanted here")
     if size is not None and size != model.backbone.image_size:
-        model = fit_image_size(model, size)
-    if num_classes is not None and num_classes != model.num_classes:
+        fit_image_size(model, size)
+    if isinstance(model, ImageCaptioner):
+        if num_classes is not None:
+            raise ValueError(f"{source}: writes captions and has no classes; leave num_classes out")
+    elif num_classes is not None and num_classes != model.num_classes:
         head = ImageClassifier(model.backbone, num_classes, dropout=model.dropout)
         head.preprocess = model.preprocess
         model = head
@@ -115,9 +152,11 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def model_from(
     config: dict[str, Any], weights: dict[str, Tensor], folder: Path, image_size: tuple[int, int] | None
-) -> ImageClassifier:
+) -> ImageClassifier | ImageCaptioner:
     """The model of a folder, whose configuration tells whose layout it is."""
     if "format" in config:
+        if config.get("kind") == "captioning":
+            config = config | {"tokenizer": read_tokenizer(folder)}
         model = build_model(config, str(folder / "config.json"))
         load_strictly(model, weights, str(folder))
         return model
@@ -131,7 +170,15 @@ def model_from(
     )
 
 
-def run_model(path: Path) -> ImageClassifier:
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """The tokenizer in a folder of ours, as `model_config` has it."""
+    try:
+        return CaptionTokenizer.load(folder).arguments
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def run_model(path: Path) -> ImageClassifier | ImageCaptioner:
     """The model in a checkpoint of train.py; its averaged weights if the run averaged them."""
     if path.suffix == ".safetensors":
         raise CheckpointError(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from visattn.backbones import Backbone, Features
-from visattn.data import Preprocess, open_image
+from visattn.data import Preprocess
+from visattn.data.preprocess import Picture, picture_batch
 from visattn.heads.caption_decoder import CaptionDecoder
 from visattn.heads.image_encoder import ImageEncoder
 from visattn.text import CaptionTokenizer
-
-Picture = str | os.PathLike[str] | Image.Image
+from visattn.text.decoding import generate
 
 
 class Caption(NamedTuple):
@@ -168,9 +166,8 @@ class ImageCaptioner(nn.Module):
             FileNotFoundError, ImageFileError: a file is missing, or no picture that can be read.
             ValueError: pictures are given and the model doesn't know how they are prepared, or an option is unfit.
         """
-        return self.write(
-            self.memory(self.pixels(images)), num_beams, max_new_tokens, num_return, prompt=prompt, **options
-        )
+        pixels = picture_batch(images, self.preprocess, next(self.parameters()))
+        return self.write(self.memory(pixels), num_beams, max_new_tokens, num_return, prompt=prompt, **options)
 
     @torch.inference_mode()
     def write(
@@ -184,8 +181,6 @@ class ImageCaptioner(nn.Module):
         **options: Any,
     ) -> list[list[Caption]]:
         """As `caption`, for the image tokens (B, N, memory_dim) that `memory` gives."""
-        from visattn.text.decoding import generate
-
         captions = generate(
             self.decoder,
             memory,
@@ -198,30 +193,6 @@ class ImageCaptioner(nn.Module):
             **options,
         )
         return [[Caption(self.tokenizer.decode(one.token_ids), *one) for one in group] for group in captions]
-
-    def pixels(self, images: Tensor | Picture | Sequence[Picture]) -> Tensor:
-        """What `caption` takes, as a tensor (B, channels, H, W) on the model's device.
-
-        Raises:
-            FileNotFoundError, ImageFileError, ValueError: as `caption`.
-        """
-        place = next(self.parameters())
-        if isinstance(images, Tensor):
-            if images.ndim != 4:
-                raise ValueError(f"images {tuple(images.shape)} are no batch (B, channels, H, W); add an axis in front")
-            return images.to(place)
-        if self.preprocess is None:
-            raise ValueError(
-                "this model doesn't know how pictures are prepared: set model.preprocess, or give a tensor"
-            )
-        pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else images
-        tensors = [
-            self.preprocess(picture if isinstance(picture, Image.Image) else open_image(picture))
-            for picture in pictures
-        ]
-        if not tensors:
-            raise ValueError("there are no images to caption")
-        return torch.stack(tensors).to(place)
 
 
 def grid_of(backbone: Backbone) -> tuple[int, int]:
