@@ -58,9 +58,15 @@ def caption_grid(
             below = top - _image - 0.05
             for text, color in ((ours, "black"), (theirs, "0.45")):
                 figure.text(
-                    left / size[0], below / size[1], "\n".join(text), va="top", fontsize=7, color=color, linespacing=1.25,
+                    left / size[0],
+                    below / size[1],
+                    "\n".join(text),
+                    va="top",
+                    fontsize=7,
+                    color=color,
+                    linespacing=1.25,
                     parse_math=False,
-                )  # fmt: skip
+                )
                 below -= _line * len(text) + 0.03
         top -= height
     return rendered(figure)

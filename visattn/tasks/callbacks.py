@@ -69,11 +69,13 @@ def refuse_other_model(saved: dict[str, Any] | None, ours: dict[str, Any]) -> No
 
 
 def architecture(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What decides about the shape of the weights in a `model_config`: nested names joined by dots, and values."""
+    """What decides about the meaning of the weights in a `model_config`: nested names joined by dots, and values."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, dict) and name not in ("preprocess", "tokenizer"):
+        if name == "tokenizer":
+            flat[name] = hash(str(value))
+        elif isinstance(value, dict) and name != "preprocess":
             flat |= architecture(value, f"{prefix}{name}.")
-        elif name not in ("classes", "preprocess", "tokenizer"):
+        elif name not in ("classes", "preprocess"):
             flat[prefix + name] = value
     return {name.removeprefix("arguments."): value for name, value in flat.items()}
