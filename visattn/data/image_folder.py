@@ -126,7 +126,7 @@ class ImageReader:
         self.preprocess, self.skip = preprocess, skip
         self.problems: list[str] = []
 
-    def problem(self, error: ImageFileError) -> None:
+    def problem(self, error: ValueError) -> None:
         if not self.skip:
             raise error
         self.problems.append(str(error))

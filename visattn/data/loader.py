@@ -1,10 +1,11 @@
-"""A DataLoader that continues in the middle of an epoch."""
+"""A DataLoader that continues in the middle of an epoch, and the data module that keeps its place."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch.utils.data import DataLoader
+import lightning
+from torch.utils.data import DataLoader, Dataset
 
 from visattn.data.sampler import EpochSampler, processes_and_rank
 
@@ -38,3 +39,58 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume_from = state
+
+
+class ResumableData(lightning.LightningDataModule):
+    """A data module whose epochs depend on their number alone, and go on where a killed run left off.
+
+    Its data sets give whole batches: `__getitems__` takes the (epoch, index) pairs of an `EpochSampler`.
+
+    Args:
+        batch_size: of each process.
+        num_workers: processes that make batches; 0 makes them in the training process.
+        seed: of the order of an epoch, and of all else that is drawn.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self._train_loader: ResumableLoader | None = None
+        self._place: dict[str, int] | None = None  # within an epoch, where a resumed run goes on
+
+    def shuffled(self, batches: Dataset) -> ResumableLoader:
+        """A loader for training, in an order drawn for each epoch."""
+        length = len(batches)  # type: ignore[arg-type]
+        # A last batch of few images disturbs batch norm and the average.
+        whole = length >= self.batch_size * processes_and_rank()[0]
+        sampler = EpochSampler(length, self.seed, shuffle=True, drop_rest=whole)
+        self._train_loader = ResumableLoader(batches, sampler=sampler, drop_last=whole, **self.loader_options())
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+        return self._train_loader
+
+    def in_order(self, batches: Dataset) -> DataLoader:
+        """A loader for evaluation, in the order of the data set."""
+        sampler = EpochSampler(len(batches), shuffle=False)  # type: ignore[arg-type]
+        return DataLoader(batches, sampler=sampler, **self.loader_options())
+
+    # Lightning gives a loader's state back only to loaders made after the checkpoint was read, and some are made
+    # before (to count the steps of a schedule), so the place within the epoch is kept here.
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
+        self._place = state.get("train_loader")
+
+    def loader_options(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "collate_fn": as_it_is,
+            "persistent_workers": False,
+        }
+
+
+def as_it_is(batch: Any) -> Any:
+    """Batches come whole out of the data set."""
+    return batch
