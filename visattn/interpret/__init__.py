@@ -4,9 +4,11 @@ from visattn.interpret.layer import Layer, attention_layers, layer_attention
 from visattn.interpret.pictures import attention_figure, draw_attention, prediction_grid, view_of, word_figure
 from visattn.interpret.record import record_attention
 from visattn.interpret.relevance import attention_heatmap, attention_rollout
+from visattn.interpret.words import WordAttention, word_attention
 
 __all__ = [
     "Layer",
+    "WordAttention",
     "attention_figure",
     "attention_heatmap",
     "attention_layers",
@@ -16,5 +18,6 @@ __all__ = [
     "prediction_grid",
     "record_attention",
     "view_of",
+    "word_attention",
     "word_figure",
 ]
