@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from visattn.data.images import to_rgb
+from visattn.data.images import open_image, to_rgb
 
+Picture = str | os.PathLike[str] | Image.Image
 imagenet_mean = (0.485, 0.456, 0.406)
 imagenet_std = (0.229, 0.224, 0.225)
 
@@ -133,6 +135,33 @@ class Preprocess:
 
     def __repr__(self) -> str:
         return f"Preprocess({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
+
+
+def picture_batch(
+    images: Tensor | Picture | Sequence[Picture], preprocess: Preprocess | None, parameter: Tensor
+) -> Tensor:
+    """What a model that takes pictures of any form is given, as a tensor (B, channels, H, W).
+
+    Args:
+        images: paths, PIL images, or one of them; or a preprocessed tensor (B, channels, H, W).
+        preprocess: the model's.
+        parameter: of the model; the result has its device and dtype.
+
+    Raises:
+        FileNotFoundError, ImageFileError: a file is missing, or no picture that can be read.
+        ValueError: there are no pictures, a tensor is no batch, or pictures are given and there is no `preprocess`.
+    """
+    if isinstance(images, Tensor):
+        if images.ndim != 4:
+            raise ValueError(f"images {tuple(images.shape)} are no batch (B, channels, H, W); add an axis in front")
+        return images.to(parameter)
+    if preprocess is None:
+        raise ValueError("this model doesn't know how pictures are prepared: set model.preprocess, or give a tensor")
+    pictures = [images] if isinstance(images, str | os.PathLike | Image.Image) else images
+    tensors = [preprocess(picture if isinstance(picture, Image.Image) else open_image(picture)) for picture in pictures]
+    if not tensors:
+        raise ValueError("there are no images")
+    return torch.stack(tensors).to(parameter)
 
 
 def size_pair(size: int | Sequence[int]) -> tuple[int, int]:
