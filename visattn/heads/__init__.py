@@ -4,5 +4,16 @@ from visattn.heads.caption_decoder import CaptionDecoder, DecoderState
 from visattn.heads.captioner import Caption, ImageCaptioner
 from visattn.heads.classification import ImageClassifier
 from visattn.heads.image_encoder import ImageEncoder
+from visattn.heads.question_answering import Answer, QuestionEncoder, VisualQuestionAnswerer
 
-__all__ = ["Caption", "CaptionDecoder", "DecoderState", "ImageCaptioner", "ImageClassifier", "ImageEncoder"]
+__all__ = [
+    "Answer",
+    "Caption",
+    "CaptionDecoder",
+    "DecoderState",
+    "ImageCaptioner",
+    "ImageClassifier",
+    "ImageEncoder",
+    "QuestionEncoder",
+    "VisualQuestionAnswerer",
+]
