@@ -133,6 +133,10 @@ class Preprocess:
         )
         return Preprocess(**self.arguments | {"image_size": image_size, "resize": resize})
 
+    def with_colors_of(self, other: Preprocess | None) -> Preprocess:
+        """The same geometry with the mean and deviation of another; itself if there is none."""
+        return self if other is None else Preprocess(**self.arguments | {"mean": other.mean, "std": other.std})
+
     def __repr__(self) -> str:
         return f"Preprocess({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
 
