@@ -5,19 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any, Literal
 
 from visattn import backbones
 from visattn.backbones import Backbone
-from visattn.checkpoints import load_pretrained
+from visattn.checkpoints import load_pretrained, shipped_weights
 from visattn.heads import ImageClassifier
 
 _presets: dict[str, Callable[..., Backbone]] = {
     name: getattr(backbones, name) for name in backbones.__all__ if name.islower()
 }
-# In the repository and in an editable install the weights lie beside the package, in a wheel within it.
-_asset_folders = (Path(__file__).parent / "assets", Path(__file__).parent.parent / "assets")
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
@@ -25,7 +22,8 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
     Args:
         pattern: shell wildcards, such as "vit_*tiny".
-        pretrained: list the names of the shipped weights instead, each fit for `create_model(..., pretrained=NAME)`.
+        pretrained: list the names of the shipped weights instead, which `load_pretrained` knows too; those of
+            classifiers are fit for `create_model(..., pretrained=NAME)`.
     """
     names = shipped_weights() if pretrained else _presets
     return sorted(name for name in names if fnmatch(name, pattern))
@@ -70,7 +68,7 @@ def create_model(
 def _load_shipped(
     name: str, pretrained: bool | str, num_classes: int | Literal["auto"] | None, image_size: int | Sequence[int] | None
 ) -> ImageClassifier | Backbone:
-    weights = shipped_weights()
+    weights = shipped_weights("classification")
     if isinstance(pretrained, str):
         fitting = [pretrained] if pretrained in weights else []
     else:
@@ -83,11 +81,6 @@ def _load_shipped(
         weights[fitting[0]], num_classes=num_classes if isinstance(num_classes, int) else None, image_size=image_size
     )
     return model.backbone if num_classes is None else model
-
-
-def shipped_weights() -> dict[str, Path]:
-    """The folders of the shipped weights by name, each fit for `load_pretrained`."""
-    return {path.parent.name: path.parent for folder in _asset_folders for path in folder.glob("*/config.json")}
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-import visattn
-from visattn.checkpoints import load_pretrained, save_pretrained
+from tests.interpret.small_captioners import captioner_of
+from visattn.checkpoints import load_pretrained, save_pretrained, shipped_weights
 from visattn.cli.checkpoint import default_of, default_weights
 from visattn.data import open_image
 from visattn.heads import ImageClassifier
@@ -126,21 +126,30 @@ def test_what_cannot_be_had_is_said_without_traceback(options, message, checkpoi
 
 def test_without_a_checkpoint_the_shipped_weights_are_used(pictures, run):
     code, output, errors = run("classify", pictures / "plain.png", "--json")
-    if visattn.list_models(pretrained=True):
+    if shipped_weights("classification"):
         assert code == 0, errors
         assert len(json.loads(output)[0]["predictions"]) == 5
     else:
         assert code == 1
-        assert "no weights are shipped with this installation; say --checkpoint" in errors
+        assert "no weights for classification are shipped with this installation; say --checkpoint" in errors
 
 
-def test_the_default_among_shipped_weights_is_the_documented_one():
-    assert default_of(["other", default_weights]) == default_weights
-    assert default_of(["other"]) == "other"
+@pytest.mark.parametrize("kind", ["classification", "captioning"])
+def test_the_default_among_shipped_weights_is_the_documented_one(kind):
+    assert default_of(kind, ["other", default_weights[kind]]) == default_weights[kind]
+    assert default_of(kind, ["other"]) == "other"
     with pytest.raises(ValueError, match="several weights are shipped, say which by --checkpoint: one, other"):
-        default_of(["other", "one"])
-    with pytest.raises(ValueError, match="no weights are shipped"):
-        default_of([])
+        default_of(kind, ["other", "one"])
+    with pytest.raises(ValueError, match=f"no weights for {kind} are shipped"):
+        default_of(kind, [])
+
+
+@pytest.mark.parametrize("command", ["classify", "attend"])
+def test_a_captioner_is_refused(command, pictures, tmp_path, run):
+    save_pretrained(captioner_of("cross"), tmp_path / "captioner")
+    code, output, errors = run(command, pictures / "plain.png", "-c", tmp_path / "captioner")
+    assert (code, output) == (1, "")
+    assert "captioner: writes captions and has no classes; visattn caption uses it" in errors
 
 
 def test_a_huge_picture_is_refused(checkpoints, tmp_path, run):

@@ -3,6 +3,10 @@ import json
 import pytest
 
 import visattn
+from tests.interpret.small_captioners import captioner_of
+from visattn.backbones import VisionTransformer
+from visattn.checkpoints import save_pretrained
+from visattn.heads import ImageCaptioner, ImageClassifier
 
 
 def test_the_table_names_every_model_and_its_size(run):
@@ -40,4 +44,25 @@ def test_shipped_weights_are_listed_with_their_size(run):
     assert code == 0
     rows = json.loads(output)
     assert [row["name"] for row in rows] == visattn.list_models(pretrained=True)
-    assert all(row["bytes"] > 0 and row["classes"] for row in rows)
+    assert all(row["bytes"] > 0 and (row["classes"] or row["words"]) for row in rows)
+
+
+def test_captioners_are_listed_with_classifiers(tmp_path, monkeypatch, run):
+    classifier = ImageClassifier(VisionTransformer(32, 8, 24, 1, 2), 3)
+    models = {"birds": classifier, "describer": captioner_of("encoder")}
+    for name, model in models.items():
+        save_pretrained(model, tmp_path / name)
+    monkeypatch.setattr("visattn.checkpoints.shipped._asset_folders", (tmp_path,))
+    birds, describer = json.loads(run("models", "--pretrained", "--json")[1])
+    assert (birds["kind"], birds["classes"], birds["words"]) == ("classification", 3, None)
+    words = models["describer"].tokenizer.vocabulary_size
+    assert (describer["kind"], describer["classes"], describer["words"]) == ("captioning", None, words)
+    for row in (birds, describer):
+        assert row["parameters"] == sum(parameter.numel() for parameter in models[row["name"]].parameters())
+    code, output, _ = run("models", "--pretrained")
+    assert code == 0
+    assert "captioning" in output
+    assert "None" not in output
+    assert isinstance(visattn.load_pretrained("describer"), ImageCaptioner)
+    with pytest.raises(ValueError, match="no weights are shipped for 'describer'; there are: birds"):
+        visattn.create_model("vit_tiny", pretrained="describer")

@@ -9,6 +9,7 @@ from visattn.checkpoints.native import (
     save_pretrained,
 )
 from visattn.checkpoints.pretrained import load_pretrained
+from visattn.checkpoints.shipped import shipped_weights
 
 __all__ = [
     "CheckpointError",
@@ -18,4 +19,5 @@ __all__ = [
     "read_checkpoint",
     "read_weights",
     "save_pretrained",
+    "shipped_weights",
 ]

@@ -15,6 +15,7 @@ from visattn.backbones.features import as_pair
 from visattn.checkpoints import timm, transformers
 from visattn.checkpoints.native import CheckpointError, build_model, load_strictly, read_checkpoint, read_weights
 from visattn.checkpoints.resize import fit_image_size
+from visattn.checkpoints.shipped import shipped_weights
 from visattn.heads import ImageCaptioner, ImageClassifier
 from visattn.text import CaptionTokenizer
 
@@ -58,7 +59,8 @@ def load_pretrained(
 
     Args:
         source: a folder with `config.json` (ours, timm's or transformers'), a checkpoint of a run of train.py, a bare
-            weights file, or an id on the Hugging Face hub such as "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k".
+            weights file, a name of `list_models(pretrained=True)`, or an id on the Hugging Face hub such as
+            "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k".
         architecture: for a bare weights file, its name in timm, such as "vit_tiny_patch16_224".
         num_classes: how many logits are wanted; another number than the source has gets a new head with random weights,
             to be trained. None keeps the source's.
@@ -104,6 +106,8 @@ def find_source(source: str | os.PathLike[str]) -> Path:
     if path.exists():
         return path
     name = str(source)
+    if name in shipped_weights():
+        return shipped_weights()[name]
     if name.count("/") != 1 or path.is_absolute() or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors"):
         raise FileNotFoundError(f"{name}: there is no such file or folder")
     from huggingface_hub import snapshot_download

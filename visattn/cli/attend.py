@@ -83,7 +83,7 @@ def main(
 
         visattn attend --list -c google/vit-base-patch16-224
     """
-    from visattn.cli.checkpoint import open_model
+    from visattn.cli.checkpoint import open_classifier
     from visattn.cli.errors import errors_as_messages
 
     with errors_as_messages():
@@ -91,7 +91,7 @@ def main(
         if image is None and not list_layers:
             raise ValueError("which picture? visattn attend IMAGE, or --list for the layers of the model")
         check_output(output)
-        model = open_model(checkpoint, architecture, device)
+        model = open_classifier(checkpoint, architecture, device)
         if list_layers:
             print_layers(layers_of(model))
             return

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     import torch
 
-    from visattn.heads import ImageClassifier
+    from visattn.heads import ImageCaptioner, ImageClassifier
 
-default_weights = "local_hybrid_tiny_cifar10"
+Kind = Literal["classification", "captioning"]
+default_weights: dict[Kind, str] = {
+    "classification": "local_hybrid_tiny_cifar10",
+    "captioning": "flickr8k_captioner",
+}
+_sources = (
+    "a model folder, a run's .ckpt, an id on the Hugging Face hub, {}or a name of `visattn models --pretrained`. "
+    "Default: {}, or the only weights shipped."
+)
 
 CheckpointOption = Annotated[
     str | None,
@@ -20,8 +28,17 @@ CheckpointOption = Annotated[
         "-c",
         metavar="SOURCE",
         show_default=False,
-        help="a model folder, a run's .ckpt, an id on the Hugging Face hub, a weights file (with --architecture), or a "
-        f"name of `visattn models --pretrained`. Default: {default_weights}, or the only weights shipped.",
+        help=_sources.format("a weights file (with --architecture), ", default_weights["classification"]),
+    ),
+]
+CaptionerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        "-c",
+        metavar="SOURCE",
+        show_default=False,
+        help=_sources.format("", default_weights["captioning"]),
     ),
 ]
 ArchitectureOption = Annotated[
@@ -35,20 +52,44 @@ ArchitectureOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto")]
 
 
-def open_model(checkpoint: str | None, architecture: str | None, device: str) -> ImageClassifier:
-    """The model on its device, in eval mode, with a `preprocess`.
+def open_classifier(checkpoint: str | None, architecture: str | None, device: str) -> ImageClassifier:
+    """The classifier on its device, in eval mode, with a `preprocess`.
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: nothing is chosen where there is a choice, the source doesn't fit, or there is no such device.
+        ValueError: nothing is chosen where there is a choice, the source doesn't fit or is no classifier, or there is
+            no such device.
     """
+    from visattn.heads import ImageClassifier
+
+    model, source = open_model(checkpoint, architecture, device, "classification")
+    if not isinstance(model, ImageClassifier):
+        raise ValueError(f"{source}: writes captions and has no classes; visattn caption uses it")
+    return model
+
+
+def open_captioner(checkpoint: str | None, device: str) -> ImageCaptioner:
+    """The captioner on its device, in eval mode, with a `preprocess`.
+
+    Raises:
+        As `open_classifier`.
+    """
+    from visattn.heads import ImageCaptioner
+
+    model, source = open_model(checkpoint, None, device, "captioning")
+    if not isinstance(model, ImageCaptioner):
+        raise ValueError(f"{source}: writes no captions; visattn classify and visattn attend use it")
+    return model
+
+
+def open_model(checkpoint: str | None, architecture: str | None, device: str, kind: Kind) -> tuple[Any, str]:
+    """The model of the checkpoint, or of the shipped weights of this kind where none is named, and its source."""
     from visattn import load_pretrained
-    from visattn.zoo import shipped_weights
+    from visattn.checkpoints import shipped_weights
 
     place = open_device(device)
-    shipped = shipped_weights()
-    source = checkpoint if checkpoint is not None else default_of(list(shipped))
-    model = load_pretrained(shipped.get(source, source), architecture).to(place)
+    source = checkpoint if checkpoint is not None else default_of(kind, list(shipped_weights(kind)))
+    model = load_pretrained(source, architecture).to(place)
     channels = model.backbone.arguments.get("in_channels", 3)
     if channels != 3:
         raise ValueError(f"{source}: reads images of {channels} channels, and pictures have 3")
@@ -58,22 +99,27 @@ def open_model(checkpoint: str | None, architecture: str | None, device: str) ->
 
         report_warning(f"{source} doesn't say how pictures are prepared for it; they are as for ImageNet")
         model.preprocess = Preprocess(model.backbone.image_size)
-    return model
+    return model, source
 
 
-def default_of(shipped: list[str]) -> str:
+def default_of(kind: Kind, shipped: list[str]) -> str:
     """The weights to take where none are named.
+
+    Args:
+        shipped: all of this kind.
 
     Raises:
         ValueError: none are shipped, or several without the default one.
     """
-    if default_weights in shipped:
-        return default_weights
+    if default_weights[kind] in shipped:
+        return default_weights[kind]
     if len(shipped) == 1:
         return shipped[0]
     if shipped:
         raise ValueError(f"several weights are shipped, say which by --checkpoint: {', '.join(sorted(shipped))}")
-    raise ValueError("no weights are shipped with this installation; say --checkpoint, e.g. the model/ folder of a run")
+    raise ValueError(
+        f"no weights for {kind} are shipped with this installation; say --checkpoint, e.g. the model/ folder of a run"
+    )
 
 
 def open_device(name: str) -> torch.device:

@@ -57,20 +57,30 @@ def model_rows(pattern: str) -> list[dict[str, Any]]:
 
 
 def weights_rows(pattern: str) -> list[dict[str, Any]]:
-    """Name, parameters, image size, number of classes and bytes of each of the shipped weights."""
-    from visattn import list_models, load_pretrained
-    from visattn.zoo import shipped_weights
+    """Name, kind, parameters, image size, number of classes or words, and bytes of each of the shipped weights."""
+    import torch
+
+    from visattn import list_models
+    from visattn.checkpoints import build_model, shipped_weights
+    from visattn.checkpoints.pretrained import read_tokenizer
 
     rows = []
     for name in list_models(pattern, pretrained=True):
         folder = shipped_weights()[name]
-        model = load_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("kind", "classification")
+        if kind == "captioning":
+            config["tokenizer"] = read_tokenizer(folder)
+        with torch.device("meta"):  # what the weights are made for; an encoder of another package needn't be there
+            model = build_model(config, str(folder))
         rows.append(
             {
                 "name": name,
+                "kind": kind,
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 "image_size": list(model.backbone.image_size),
-                "classes": model.num_classes,
+                "classes": getattr(model, "num_classes", None),
+                "words": config["decoder"]["vocabulary_size"] if kind == "captioning" else None,
                 "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
             }
         )
@@ -83,7 +93,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
     table = Table(header_style="bold")
     for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="left" if name in ("name", "weights") else "right")
+        table.add_column(name.replace("_", " "), justify="left" if name in ("name", "kind", "weights") else "right")
     for row in rows:
         table.add_row(*(cell(name, value) for name, value in row.items()))
     Console().print(table)
@@ -91,6 +101,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 def cell(name: str, value: Any) -> str:
     """A value as a person reads it: parameters in millions, sizes as height x width."""
+    if value is None:
+        return ""
     if name == "parameters":
         return f"{value / 1e6:.2f} M"
     if name == "bytes":
