@@ -6,8 +6,10 @@ from visattn.data.classification import ImageClassificationData
 from visattn.data.image_folder import ImageFolderDataModule
 from visattn.data.images import ImageFileError, open_image
 from visattn.data.preprocess import Preprocess
+from visattn.data.questions import QuestionData, ShapesQuestionsDataModule
 from visattn.data.scenes import Scene, draw_scene
 from visattn.data.shapes import ShapesDataModule
+from visattn.data.vqa_v2 import QuestionFileError, VQAv2DataModule
 
 __all__ = [
     "Augmentation",
@@ -17,8 +19,12 @@ __all__ = [
     "ImageFileError",
     "ImageFolderDataModule",
     "Preprocess",
+    "QuestionData",
+    "QuestionFileError",
     "Scene",
     "ShapesDataModule",
+    "ShapesQuestionsDataModule",
+    "VQAv2DataModule",
     "draw_scene",
     "open_image",
 ]
