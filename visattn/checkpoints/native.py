@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,16 @@ from torch import Tensor
 from visattn import backbones
 from visattn.data.preprocess import Preprocess
 from visattn.files import atomic_path
-from visattn.heads import CaptionDecoder, ImageCaptioner, ImageClassifier
+from visattn.heads import (
+    CaptionDecoder,
+    ImageCaptioner,
+    ImageClassifier,
+    QuestionEncoder,
+    VisualQuestionAnswerer,
+)
 from visattn.text import CaptionTokenizer
+
+Model = ImageClassifier | ImageCaptioner | VisualQuestionAnswerer
 
 _format = "visattn-1"
 _backbones = {
@@ -30,13 +38,11 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read or doesn't fit; the message names the file and what is wrong with it."""
 
 
-def save_pretrained(
-    model: ImageClassifier | ImageCaptioner, folder: str | os.PathLike[str], *, precision: str | None = None
-) -> None:
+def save_pretrained(model: Model, folder: str | os.PathLike[str], *, precision: str | None = None) -> None:
     """Writes `config.json` and `model.safetensors`, which `visattn.load_pretrained(folder)` reads.
 
-    Beside them stand the two files of a captioner's tokenizer. The weights are written first and the configuration,
-    without which no folder is read, last; each in one step.
+    Beside them stand the two files of the tokenizer, if the model reads or writes words. The weights are written first
+    and the configuration, without which no folder is read, last; each in one step.
 
     Args:
         folder: created if missing.
@@ -56,39 +62,34 @@ def save_pretrained(
     with atomic_path(Path(folder) / "model.safetensors") as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
     config = model_config(model)
-    if isinstance(model, ImageCaptioner):
+    if not isinstance(model, ImageClassifier):
         del config["tokenizer"]
         model.tokenizer.save(folder)
     with atomic_path(Path(folder) / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def model_config(model: ImageClassifier | ImageCaptioner) -> dict[str, Any]:
+def model_config(model: Model) -> dict[str, Any]:
     """All that is needed to build the model again, as plain data: what `config.json` holds, and the tokenizer."""
-    if isinstance(model, ImageCaptioner):
-        return {
-            "format": _format,
-            "kind": "captioning",
-            "backbone": type(model.backbone).__name__,
-            "arguments": _plain(model.backbone.arguments),
-            "decoder": _plain(model.decoder.arguments),
-            **model.arguments,
-            "preprocess": None if model.preprocess is None else _plain(model.preprocess.arguments),
-            "tokenizer": model.tokenizer.arguments,
-        }
-    return {
+    kind = next(name for name, (model_class, _) in _kinds.items() if isinstance(model, model_class))
+    config = {
         "format": _format,
-        "kind": "classification",
+        "kind": kind,
         "backbone": type(model.backbone).__name__,
         "arguments": _plain(model.backbone.arguments),
-        "num_classes": model.num_classes,
-        "dropout": model.dropout,
-        "classes": None if model.classes is None else list(model.classes),
-        "preprocess": None if model.preprocess is None else _plain(model.preprocess.arguments),
     }
+    preprocess = None if model.preprocess is None else _plain(model.preprocess.arguments)
+    if isinstance(model, ImageClassifier):
+        config |= {"num_classes": model.num_classes, "dropout": model.dropout}
+        return config | {"classes": None if model.classes is None else list(model.classes), "preprocess": preprocess}
+    if isinstance(model, ImageCaptioner):
+        config |= {"decoder": _plain(model.decoder.arguments)}
+    else:
+        config |= {"questions": _plain(model.questions.arguments), "answers": list(model.answers)}
+    return config | model.arguments | {"preprocess": preprocess, "tokenizer": model.tokenizer.arguments}
 
 
-def build_model(config: Mapping[str, Any], origin: str = "the configuration") -> ImageClassifier | ImageCaptioner:
+def build_model(config: Mapping[str, Any], origin: str = "the configuration") -> Model:
     """The model that `model_config` describes, with new weights.
 
     Args:
@@ -102,14 +103,14 @@ def build_model(config: Mapping[str, Any], origin: str = "the configuration") ->
             f"{origin}: format {config.get('format')!r} is not {_format!r}; a newer visattn may know it"
         )
     kind = config.get("kind", "classification")  # older configurations don't say it
-    if kind not in ("classification", "captioning"):
+    if kind not in _kinds:
         raise CheckpointError(f"{origin}: kind {kind!r} is unknown; a newer visattn may know it")
     name = config.get("backbone")
     if name not in _backbones:
         raise CheckpointError(f"{origin}: backbone {name!r} is none of {', '.join(_backbones)}")
     try:
         backbone = _backbones[name](**config["arguments"])
-        model = (captioner_of if kind == "captioning" else classifier_of)(backbone, config)
+        model = _kinds[kind][1](backbone, config)
         model.preprocess = Preprocess(**config["preprocess"]) if config.get("preprocess") else None
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{origin}: doesn't describe a model: {error!r}") from error
@@ -131,6 +132,25 @@ def captioner_of(backbone: backbones.Backbone, config: Mapping[str, Any]) -> Ima
         encoder_heads=config["encoder_heads"],
         dropout=config["dropout"],
     )
+
+
+def question_answerer_of(backbone: backbones.Backbone, config: Mapping[str, Any]) -> VisualQuestionAnswerer:
+    return VisualQuestionAnswerer(
+        backbone,
+        QuestionEncoder(**config["questions"]),
+        CaptionTokenizer(**config["tokenizer"]),
+        config["answers"],
+        encoder_depth=config["encoder_depth"],
+        encoder_heads=config["encoder_heads"],
+        dropout=config["dropout"],
+    )
+
+
+_kinds: dict[str, tuple[type[Model], Callable[[backbones.Backbone, Mapping[str, Any]], Model]]] = {
+    "classification": (ImageClassifier, classifier_of),
+    "captioning": (ImageCaptioner, captioner_of),
+    "question_answering": (VisualQuestionAnswerer, question_answerer_of),
+}
 
 
 def load_strictly(model: torch.nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

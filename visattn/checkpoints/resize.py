@@ -6,18 +6,18 @@ import torch
 
 from visattn.backbones import SwinTransformer, VisionTransformer
 from visattn.backbones.embedding import resample_positions
-from visattn.checkpoints.native import load_strictly
-from visattn.heads import ImageCaptioner, ImageClassifier
+from visattn.checkpoints.native import Model, load_strictly
+from visattn.heads import ImageClassifier
 from visattn.heads.captioner import grid_of
 
 
 @torch.no_grad()
-def fit_image_size(model: ImageClassifier | ImageCaptioner, image_size: tuple[int, int]) -> None:
+def fit_image_size(model: Model, image_size: tuple[int, int]) -> None:
     """Makes the model one for `image_size` (height, width) in pixels, with the same weights.
 
     Learned position embeddings are resampled bicubically. Windows that grow or shrink with the image have their tables
-    of relative positions resampled likewise; all other backbones need no change of weights. The positions that a
-    captioner adds to a backbone's tokens are resampled bicubically, too.
+    of relative positions resampled likewise; all other backbones need no change of weights. The positions that an
+    encoder behind the backbone adds to its tokens are resampled bicubically, too.
     """
     backbone = model.backbone
     resized = type(backbone)(**backbone.arguments | {"image_size": image_size})
@@ -35,7 +35,7 @@ def fit_image_size(model: ImageClassifier | ImageCaptioner, image_size: tuple[in
                 )[0].to(weights[name].dtype)
     load_strictly(resized, weights, f"fitting the positions to {image_size[0]}x{image_size[1]} pixels")
     model.backbone = resized
-    if isinstance(model, ImageCaptioner) and model.encoder is not None:
+    if not isinstance(model, ImageClassifier) and model.encoder is not None:
         model.encoder.fit_grid(grid_of(resized))
     if model.preprocess is not None:
         model.preprocess = model.preprocess.at(image_size)
