@@ -5,6 +5,7 @@ from PIL import Image
 
 from visattn.data import Preprocess
 from visattn.interpret import attention_figure, draw_attention, prediction_grid, view_of, word_figure
+from visattn.interpret.pictures import printable
 
 
 def saturation(picture):
@@ -89,6 +90,13 @@ def test_a_long_caption_has_several_rows_and_a_long_word_fits():
     pixels = np.asarray(figure)
     assert (pixels[:, :20] == 255).all()  # nothing is cut off at the sides
     assert (pixels[:, -20:] == 255).all()
+
+
+def test_words_of_any_script_are_drawn_without_a_warning():
+    words = ["caf\u00e9", "\u72ac", "\x0e", "\U0001f436"]  # of which the font has the first
+    figure = word_figure(Image.new("RGB", (30, 30)), words, torch.rand(4, 5, 5), " ".join(words))
+    assert figure.width > 500
+    assert [printable(word) for word in words] == ["caf\u00e9", "\ufffd", "\ufffd", "\ufffd"]
 
 
 def test_words_without_their_maps_are_refused():

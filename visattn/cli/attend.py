@@ -85,12 +85,13 @@ def main(
     """
     from visattn.cli.checkpoint import open_classifier
     from visattn.cli.errors import errors_as_messages
+    from visattn.cli.pictures import check_output
 
     with errors_as_messages():
         choice = read_choice(method, layer, head, query, class_name)
         if image is None and not list_layers:
             raise ValueError("which picture? visattn attend IMAGE, or --list for the layers of the model")
-        check_output(output)
+        check_output("--output", output)
         model = open_classifier(checkpoint, architecture, device)
         if list_layers:
             print_layers(layers_of(model))
@@ -144,16 +145,6 @@ def read_query(text: str | None) -> Query | None:
     if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise ValueError(f"--query {text} is neither ROW,COLUMN (from 0) nor class nor mean")
     return int(numbers[0]), int(numbers[1])
-
-
-def check_output(path: Path) -> None:
-    """Refuses, before the work is done, a name that no picture can be written to.
-
-    Raises:
-        ValueError: the suffix is that of no format that is written.
-    """
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"--output {path}: write to a .png, .jpg or .webp file")
 
 
 def draw(model: ImageClassifier, image: Path, output: Path, choice: Choice) -> None:

@@ -72,3 +72,13 @@ def in_order_of(paths: list[Path], rows: list[dict[str, Any]]) -> list[dict[str,
     """Rows with an "image" in the order in which the pictures were named."""
     order = {str(path): place for place, path in enumerate(paths)}
     return sorted(rows, key=lambda row: order[row["image"]])
+
+
+def check_output(option: str, path: Path) -> None:
+    """Refuses, before the work is done, a name that no picture can be written to.
+
+    Raises:
+        ValueError: the suffix is that of no format that is written.
+    """
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"{option} {path}: write to a .png, .jpg or .webp file")

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
@@ -123,7 +124,7 @@ def word_figure(
     columns = columns or -(-len(panels) // rows)
     width, height = picture.width / 100, picture.height / 100  # inches at 100 pixels each
     gap, margin, above = 0.12, 0.2, 0.32
-    lines = textwrap.wrap(title, max(int(columns * (width + gap) / 0.105), 20))
+    lines = textwrap.wrap(printable(title), max(int(columns * (width + gap) / 0.105), 20))
     head = 0.24 * len(lines)
     total = (columns * (width + gap) - gap + 2 * margin, head + rows * (height + above) + 2 * margin)
     figure = Figure(figsize=total, dpi=150, facecolor="white")
@@ -134,11 +135,17 @@ def word_figure(
         axis.imshow(np.asarray(panel), interpolation="nearest")
         axis.set_axis_off()
         size = min(12.0, 115 * width / max(len(label), 1))  # points; long words become small rather than meet
-        axis.set_title(label, fontsize=size, pad=4, parse_math=False)
+        axis.set_title(printable(label), fontsize=size, pad=4, parse_math=False)
     for number, line in enumerate(lines):
         place = (margin / total[0], 1 - (margin + 0.24 * number) / total[1])
         figure.text(*place, line, fontsize=12, fontweight="bold", va="top", parse_math=False)
     return rendered(figure)
+
+
+def printable(text: str) -> str:
+    """The text with a replacement character for each that matplotlib's font cannot draw."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(character if font.get_char_index(ord(character)) else "\ufffd" for character in text)
 
 
 def outline(axis: Axes, mark: tuple[float, float, float, float], size: tuple[int, int]) -> None:
