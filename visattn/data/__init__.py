@@ -1,6 +1,9 @@
 """Data sets as Lightning data modules, and the door by which pictures come in."""
 
 from visattn.data.augmentation import Augmentation
+from visattn.data.caption_files import CaptionFileError
+from visattn.data.caption_folders import CaptionJsonDataModule, CocoCaptionsDataModule, Flickr8kDataModule
+from visattn.data.captions import CaptionData, CaptionSplit
 from visattn.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from visattn.data.classification import ImageClassificationData
 from visattn.data.image_folder import ImageFolderDataModule
@@ -9,12 +12,19 @@ from visattn.data.preprocess import Preprocess
 from visattn.data.questions import QuestionData, ShapesQuestionsDataModule
 from visattn.data.scenes import Scene, draw_scene
 from visattn.data.shapes import ShapesDataModule
+from visattn.data.shapes_captions import ShapesCaptionsDataModule
 from visattn.data.vqa_v2 import QuestionFileError, VQAv2DataModule
 
 __all__ = [
     "Augmentation",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "CaptionData",
+    "CaptionFileError",
+    "CaptionJsonDataModule",
+    "CaptionSplit",
+    "CocoCaptionsDataModule",
+    "Flickr8kDataModule",
     "ImageClassificationData",
     "ImageFileError",
     "ImageFolderDataModule",
@@ -22,6 +32,7 @@ __all__ = [
     "QuestionData",
     "QuestionFileError",
     "Scene",
+    "ShapesCaptionsDataModule",
     "ShapesDataModule",
     "ShapesQuestionsDataModule",
     "VQAv2DataModule",
