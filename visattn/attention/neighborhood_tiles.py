@@ -143,7 +143,7 @@ class Work(NamedTuple):
         kinds: of the columns of tiles at hand.
         queries: (rows, matrices, queries, head_dim), with matrices = batch * heads * columns.
         keys, values: (matrices, height * span, head_dim).
-        added: from `tile_bias`.
+        added: (kinds of rows, heads or 1, columns, queries, keys), from `tile_bias`.
         heads, scale: of the attention.
     """
 
@@ -156,6 +156,11 @@ class Work(NamedTuple):
     heads: int
     scale: float
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the scores of one row of tiles: (matrices, queries, keys)."""
+        return torch.Size((self.keys.shape[0], self.tiling.queries, self.tiling.keys))
+
     def by_column(self, scores: Tensor) -> Tensor:
         """(matrices, queries, keys) -> (batch, heads, columns, queries, keys)."""
         return scores.unflatten(0, (-1, self.heads, len(self.kinds)))
@@ -163,10 +168,8 @@ class Work(NamedTuple):
     def weigh(self, row: int, out: Tensor) -> None:
         """Writes the weights of one row of tiles: (matrices, queries, keys)."""
         keys = self.keys[:, self.tiling.window(row)]
-        torch.baddbmm(out, self.queries[row], keys.transpose(1, 2), beta=0, alpha=self.scale, out=out)
-        added, scores = self.added[self.tiling.rows.kinds[row]], self.by_column(out)
-        for kind, run in runs(self.kinds):
-            scores[:, :, run].add_(added[kind][:, None])
+        self.by_column(out).copy_(self.added[self.tiling.rows.kinds[row]])
+        out.baddbmm_(self.queries[row], keys.transpose(1, 2), alpha=self.scale)
         torch.softmax(out, dim=-1, out=out)
 
 
@@ -175,13 +178,14 @@ def prepare(
 ) -> Work:
     """Copies one portion of the inputs."""
     columns = portion.columns
+    kinds = tiling.columns.kinds[columns]
     return Work(
         tiling,
-        tiling.columns.kinds[columns],
+        kinds,
         to_tiles(portion.queries(query, tiling), tiling),
         to_strips(key[portion.images], tiling, columns),
         to_strips(value[portion.images], tiling, columns),
-        added,
+        added[:, list(kinds)].transpose(1, 2),
         query.shape[3],
         scale,
     )
@@ -222,11 +226,10 @@ def attend(
     for portion in portions(query, tiling):
         work = prepare(query, key, value, added, tiling, portion, scale)
         attended = torch.empty_like(work.queries)
-        weights = query.new_empty(work.keys.shape[0], tiling.queries, tiling.keys)
+        scratch = query.new_empty(0 if kept.numel() else work.shape)
         for row in range(len(tiling.rows.starts)):
-            if kept.numel():
-                weights = kept[used : used + weights.numel()].view(weights.shape)
-                used += weights.numel()
+            weights = kept[used : used + work.shape.numel()].view(work.shape) if kept.numel() else scratch
+            used += weights.numel()
             work.weigh(row, weights)
             shown = weights * dropped(weights, dropout, seed, place) if dropout else weights
             torch.bmm(shown, work.values[:, tiling.window(row)], out=attended[row])
@@ -259,36 +262,39 @@ def attend_backward(
     used = place = 0
     for portion in portions(query, tiling):
         work = prepare(query, key, value, added, tiling, portion, scale)
-        gradients = to_tiles(portion.queries(gradient, tiling), tiling)  # (rows, matrices, queries, head_dim)
-        queries = torch.empty_like(work.queries)
         keys, values = torch.zeros_like(work.keys), torch.zeros_like(work.values)
-        weights = query.new_empty(work.keys.shape[0], tiling.queries, tiling.keys)
-        scores = torch.empty_like(weights)  # their gradients
+        scratch = query.new_empty(0 if kept.numel() else work.shape)
+        scores = query.new_empty(work.shape)  # their gradients
         summand = query.new_empty(work.keys.shape[0], tiling.keys, query.shape[4])
         for row in range(len(tiling.rows.starts)):
             window = tiling.window(row)
+            high = tiling.rows.size
+            outer = portion.queries(gradient, tiling)[:, row * high : (row + 1) * high]
+            (gradients,) = to_tiles(outer, tiling)  # (matrices, queries, head_dim)
             if kept.numel():
-                weights = kept[used : used + weights.numel()].view(weights.shape)
+                weights = kept[used : used + scores.numel()].view(work.shape)
                 used += weights.numel()
             else:
+                weights = scratch
                 work.weigh(row, weights)
-            torch.bmm(gradients[row], work.values[:, window].transpose(1, 2), out=scores)
+            torch.bmm(gradients, work.values[:, window].transpose(1, 2), out=scores)
             shown = weights
             if dropout:
                 factors = dropped(weights, dropout, seed, place)
                 shown = weights * factors
                 scores.mul_(factors)
             # Matrix products run in parallel only into contiguous memory, hence the detour for slices of strips.
-            values[:, window].add_(torch.bmm(shown.transpose(1, 2), gradients[row], out=summand))
+            values[:, window].add_(torch.bmm(shown.transpose(1, 2), gradients, out=summand))
             torch.ops.aten._softmax_backward_data.out(scores, weights, -1, weights.dtype, grad_input=scores)
-            torch.baddbmm(queries[row], scores, work.keys[:, window], beta=0, alpha=scale, out=queries[row])
             keys[:, window].add_(torch.bmm(scores.transpose(1, 2), work.queries[row], out=summand), alpha=scale)
+            queries = work.queries[row]  # no longer needed: their gradients take their place
+            torch.baddbmm(queries, scores, work.keys[:, window], beta=0, alpha=scale, out=queries)
             if table is not None:
                 sums = added_gradient[tiling.rows.kinds[row]]  # (kinds of columns, heads, queries, keys)
                 for kind, run in runs(work.kinds):
                     sums[kind] += work.by_column(scores)[:, :, run].sum(dim=(0, 2), dtype=sums.dtype)
             place += 1
-        from_tiles(queries, tiling, portion.queries(query_gradient, tiling))
+        from_tiles(work.queries, tiling, portion.queries(query_gradient, tiling))
         add_strips(keys, tiling, portion.columns, key_gradient[portion.images])
         add_strips(values, tiling, portion.columns, value_gradient[portion.images])
     table_grad = added_gradient if table is None else table_gradient(added_gradient, tiling).to(table.dtype)
