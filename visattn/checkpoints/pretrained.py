@@ -16,10 +16,10 @@ from visattn.checkpoints import timm, transformers
 from visattn.checkpoints.native import CheckpointError, build_model, load_strictly, read_checkpoint, read_weights
 from visattn.checkpoints.resize import fit_image_size
 from visattn.checkpoints.shipped import shipped_weights
-from visattn.heads import ImageCaptioner, ImageClassifier
+from visattn.heads import ImageCaptioner, ImageClassifier, VisualQuestionAnswerer
 from visattn.text import CaptionTokenizer
 
-Model = TypeVar("Model", ImageClassifier, ImageCaptioner)
+Model = TypeVar("Model", ImageClassifier, ImageCaptioner, VisualQuestionAnswerer)
 
 
 @overload
@@ -54,8 +54,8 @@ def load_pretrained(
 ) -> Any:
     """A trained model in eval mode.
 
-    A classifier gives logits, `model(images)`; a captioner writes, `model.caption(images)`; `model.features(images)`
-    gives the `Features` of either.
+    A classifier gives logits, `model(images)`; a captioner writes, `model.caption(images)`; others answer questions,
+    `model.answer(images, questions)`; `model.features(images)` gives the `Features` of all.
 
     Args:
         source: a folder with `config.json` (ours, timm's or transformers'), a checkpoint of a run of train.py, a bare
@@ -68,17 +68,18 @@ def load_pretrained(
         expected: the class that the model has to be of; None takes what the source holds.
 
     Returns:
-        The `ImageClassifier` or `ImageCaptioner`, which carries its `preprocess` and, where known, its `classes`.
+        The `ImageClassifier`, `ImageCaptioner` or `VisualQuestionAnswerer`, which carries its `preprocess` and, where
+        known, its `classes`.
 
     Raises:
         FileNotFoundError: there is no such file, nor such a hub id.
         CheckpointError: the source is no known layout, is damaged, wants to execute code, or its weights don't fit; the
             message names what is missing or unexpected.
-        ValueError: the model is of another class than expected, or num_classes is said of a captioner.
+        ValueError: the model is of another class than expected, or num_classes is said of one without.
     """
     path = find_source(source)
     size = None if image_size is None else as_pair(image_size)
-    model: ImageClassifier | ImageCaptioner
+    model: ImageClassifier | ImageCaptioner | VisualQuestionAnswerer
     if path.is_dir():
         config, weights = read_folder(path)
         model = model_from(config, weights, path, size)
@@ -90,9 +91,9 @@ def load_pretrained(
         raise ValueError(f"{source}: holds an {type(model).__name__}, and an {expected.__name__} is wanted here")
     if size is not None and size != model.backbone.image_size:
         fit_image_size(model, size)
-    if isinstance(model, ImageCaptioner):
+    if not isinstance(model, ImageClassifier):
         if num_classes is not None:
-            raise ValueError(f"{source}: writes captions and has no classes; leave num_classes out")
+            raise ValueError(f"{source}: holds an {type(model).__name__} and no classes; leave num_classes out")
     elif num_classes is not None and num_classes != model.num_classes:
         head = ImageClassifier(model.backbone, num_classes, dropout=model.dropout)
         head.preprocess = model.preprocess
@@ -156,10 +157,10 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def model_from(
     config: dict[str, Any], weights: dict[str, Tensor], folder: Path, image_size: tuple[int, int] | None
-) -> ImageClassifier | ImageCaptioner:
+) -> ImageClassifier | ImageCaptioner | VisualQuestionAnswerer:
     """The model of a folder, whose configuration tells whose layout it is."""
     if "format" in config:
-        if config.get("kind") == "captioning":
+        if config.get("kind") in ("captioning", "question_answering"):
             config = config | {"tokenizer": read_tokenizer(folder)}
         model = build_model(config, str(folder / "config.json"))
         load_strictly(model, weights, str(folder))
@@ -182,7 +183,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         raise CheckpointError(str(error)) from error
 
 
-def run_model(path: Path) -> ImageClassifier | ImageCaptioner:
+def run_model(path: Path) -> ImageClassifier | ImageCaptioner | VisualQuestionAnswerer:
     """The model in a checkpoint of train.py; its averaged weights if the run averaged them."""
     if path.suffix == ".safetensors":
         raise CheckpointError(
