@@ -21,6 +21,8 @@ from visattn.data.stored_images import StoredImages
 from visattn.text import CaptionTokenizer
 from visattn.text.answers import normalize_answer
 
+people = 10  # who answer each question
+
 
 class Question(NamedTuple):
     """A question about an image, and what people answered.
@@ -29,7 +31,7 @@ class Question(NamedTuple):
         question_id: its number in the data set.
         image: index of its image in the split.
         text: as a person asked it.
-        answers: as people gave them, one for each person; none where they are not published.
+        answers: as ten people gave them, one each; none where they are not published.
         question_type: how it begins, such as "what color is the", or what it is about.
         answer_type: "yes/no", "number" or "other".
     """
@@ -277,7 +279,7 @@ class ShapesQuestionsDataModule(QuestionData):
             scenes = range(first, first + number)
             images, _ = draw_scenes(self.seed, scenes, self.image_size)
             questions = [
-                Question(9 * scenes[image] + turn, image, text, (answer,) * 10, kind, answer_type(answer))
+                Question(9 * scenes[image] + turn, image, text, (answer,) * people, kind, answer_type(answer))
                 for image, (_, asked) in enumerate(tell_scenes(self.seed, scenes))
                 for turn, ((text, answer), kind) in enumerate(zip(asked, self.question_types, strict=True))
             ]

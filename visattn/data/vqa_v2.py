@@ -16,9 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from visattn.data.image_folder import ImageReader
 from visattn.data.images import ImageFileError
 from visattn.data.preprocess import Preprocess, imagenet_mean, imagenet_std
-from visattn.data.questions import Question, QuestionData, QuestionSplit, hold_out_images, select_images
+from visattn.data.questions import Question, QuestionData, QuestionSplit, hold_out_images, people, select_images
 
-people = 10  # who answered each question
 _lone_surrogate = re.compile("[\ud800-\udfff]")
 
 

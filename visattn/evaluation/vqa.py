@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from visattn.text.answers import normalize_answer, plain_answer
 
@@ -37,7 +37,7 @@ class AnswerScores(NamedTuple):
     """Question id -> the accuracy of its answer."""
 
 
-def score_answers(answers: Mapping[Hashable, str], questions: Mapping[Hashable, AnsweredQuestion]) -> AnswerScores:
+def score_answers(answers: Mapping[Any, str], questions: Mapping[Any, AnsweredQuestion]) -> AnswerScores:
     """Scores answers as the official evaluation of VQA v2 does.
 
     Args:

@@ -198,14 +198,20 @@ class VisualQuestionAnswerer(nn.Module):
         """Images (B, channels, H, W) to what the backbone sees in them."""
         return self.backbone(images)
 
-    def memory(self, images: Tensor) -> Tensor:
-        """Images (B, channels, H, W) to the tokens (B, N, memory_dim) that questions look at.
+    def memory(self, features: Features) -> Tensor:
+        """What the backbone saw to the tokens (B, N, memory_dim) that questions look at.
 
         They are in reading order behind the backbone's prefix tokens.
         """
-        features = self.features(images)
         height, width = features.maps[-1].shape[-2:]
         return self.encoder(features.tokens, (height, width))
+
+    def judge(self, memory: Tensor, token_ids: Tensor) -> Tensor:
+        """Image tokens (B, N, memory_dim) and Q questions about each image (B, Q, T) to logits (B, Q, answers)."""
+        hidden = functional.gelu(self.hidden(self.questions(memory, token_ids)))
+        if self.training and self.dropout:
+            hidden = functional.dropout(hidden, self.dropout)
+        return self.head(hidden)
 
     def forward(self, images: Tensor, token_ids: Tensor) -> Tensor:
         """Images (B, channels, H, W) and Q questions about each (B, Q, T) to logits (B, Q, answers).
@@ -213,11 +219,7 @@ class VisualQuestionAnswerer(nn.Module):
         Args:
             token_ids: as for `QuestionEncoder`.
         """
-        question = self.questions(self.memory(images), token_ids)  # (B, Q, dim)
-        hidden = functional.gelu(self.hidden(question))
-        if self.training and self.dropout:
-            hidden = functional.dropout(hidden, self.dropout)
-        return self.head(hidden)
+        return self.judge(self.memory(self.features(images)), token_ids)
 
     @torch.inference_mode()
     def answer(

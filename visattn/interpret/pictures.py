@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from visattn.data import Preprocess
 
 _colormap = matplotlib.colormaps["inferno"]  # its brightness grows evenly, for every eye and on paper
-_right, _wrong = "#0072b2", "#d55e00"  # blue and vermilion of Okabe and Ito's palette
+right_color, wrong_color = "#0072b2", "#d55e00"  # blue and vermilion of Okabe and Ito's palette
 
 
 def draw_attention(image: Image.Image, attention: Tensor, strength: float = 0.75) -> Image.Image:
@@ -216,4 +216,4 @@ def title(axis: Axes, probabilities: Tensor, label: int, names: Sequence[str]) -
     if predicted != label:
         text += f"\nnot {names[label]}"
     size = 7.5 if len(text) < 26 else 5.5
-    axis.set_title(text, fontsize=size, color=_right if predicted == label else _wrong, pad=3)
+    axis.set_title(text, fontsize=size, color=right_color if predicted == label else wrong_color, pad=3)
