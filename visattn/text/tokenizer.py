@@ -36,7 +36,7 @@ class CaptionTokenizer:
         arguments: all constructor arguments as plain data: `CaptionTokenizer(**tokenizer.arguments)` does the same.
 
     Raises:
-        ValueError: the definition is none, or an id lies outside the vocabulary.
+        ValueError: the definition is none, or an id or a size doesn't fit it.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class CaptionTokenizer:
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocabulary_size:
                 raise ValueError(f"{name} {value} lies outside the vocabulary of {self.vocabulary_size}")
+        if unknown_id is not None and unknown_id in (self.start_id, self.end_id, self.padding_id):
+            raise ValueError(f"unknown_id {unknown_id} must differ from start, end and padding")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length {max_length} must be at least 1")
         added = self.tokenizer.get_added_tokens_decoder()
