@@ -22,14 +22,14 @@ def test_tiny_weights_stay_below_twelve_megabytes_in_half_precision():
 
 def test_presets_serve_small_and_large_images():
     with torch.device("meta"):
-        assert local_hybrid_tiny(32).strides == (2, 4)
-        assert local_hybrid_tiny(224).strides == (4, 8)
+        assert local_hybrid_tiny(32).strides == (2, 4, 8)
+        assert local_hybrid_tiny(224).strides == (4, 8, 16)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depths": (2, 2, 2)}, "disagree"),
+        ({"depths": (2, 2)}, "disagree"),
         ({"patch_size": 6}, "choose a power of two"),
         ({"attention": ("near",)}, "no pattern of 'global' and 'local'"),
     ],
@@ -41,7 +41,7 @@ def test_errors_say_what_is_allowed(arguments, message):
 
 def test_the_gradient_of_one_image_is_that_of_a_batch():
     torch.manual_seed(0)
-    backbone = LocalHybrid(16, dims=(8, 16), num_heads=(2, 2), stem_dim=4).double().eval()
+    backbone = LocalHybrid(16, dims=(8, 16), depths=(1, 2), num_heads=(2, 2), stem_dim=4).double().eval()
     for parameter in backbone.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     image = torch.randn(1, 3, 16, 16, dtype=torch.float64, requires_grad=True)

@@ -15,7 +15,7 @@ presets = {
     "swin_tiny": 27.5,
     "swin_small": 48.8,
     "swin_base": 86.7,
-    "local_hybrid_tiny": 3.2,
+    "local_hybrid_tiny": 3.7,
     "local_hybrid_small": 17.5,
 }
 

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from visattn.attention import MultiHeadAttention, NeighborhoodAttention
 from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
@@ -18,9 +17,8 @@ from visattn.backbones.layers import drop_path, drop_path_rates, initialize
 class LocalHybrid(Backbone):
     """Images (B, channels, H, W) to `Features` with one map per stage.
 
-    A block is two 3x3 convolutions and then neighborhood attention, each on a residual branch. Convolutions reduce the
-    image to the first stage, and one of stride 2 leads to each further stage. There are no position embeddings: any
-    image size works as it is.
+    A stage begins with a 3x3 convolution and max pooling, which halve the map; its blocks are a residual branch of 3x3
+    convolutions and neighborhood attention. There are no position embeddings: any image size works as it is.
 
     Args:
         image_size: height and width in pixels, or one number; only for reference.
@@ -28,6 +26,7 @@ class LocalHybrid(Backbone):
         dims: channels of each stage.
         depths: number of blocks of each stage.
         num_heads: attention heads of each stage.
+        convolutions: 3x3 convolutions of each block, from 1.
         attention: "local" or "global" for each block, repeated over the depth of the whole network.
         kernel_size: side in tokens of the neighborhood, of all stages or one for each.
         stem_dim: channels at the full resolution of the image.
@@ -39,21 +38,22 @@ class LocalHybrid(Backbone):
         ValueError: dims, depths and num_heads differ in length, or patch_size is no power of two.
 
     Source: neighborhood attention and convolutional stages of NAT (Hassani et al. 2023,
-        https://arxiv.org/abs/2204.07143); residual convolutions as in He et al. 2016 (identity mappings,
-        https://arxiv.org/abs/1603.05027).
+        https://arxiv.org/abs/2204.07143); convolution, max pooling, batch norm and GELU in this order as in Jordan 2024
+        (https://arxiv.org/abs/2404.00498), residual branches as in He et al. 2016 (https://arxiv.org/abs/1512.03385).
     """
 
     def __init__(
         self,
         image_size: int | Sequence[int] = 32,
         patch_size: int = 2,
-        dims: Sequence[int] = (64, 256),
-        depths: Sequence[int] = (1, 2),
-        num_heads: Sequence[int] = (2, 8),
+        dims: Sequence[int] = (64, 256, 256),
+        depths: Sequence[int] = (1, 1, 1),
+        num_heads: Sequence[int] = (2, 8, 8),
         *,
+        convolutions: int = 2,
         attention: Sequence[str] = ("local",),
         kernel_size: int | Sequence[int] = 5,
-        stem_dim: int = 64,
+        stem_dim: int = 32,
         in_channels: int = 3,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -77,9 +77,9 @@ class LocalHybrid(Backbone):
         self.num_prefix_tokens = 0
         self.num_layers = sum(depths) + 1
 
-        self.stem = nn.Sequential(*convolutions_to_stride(in_channels, stem_dim, dims[0], patch_size))
+        self.stem = nn.Sequential(*convolutions_to_stride(in_channels, stem_dim, patch_size // 2))
         self.downsamples = nn.ModuleList(
-            convolution(narrow, wide, stride=2) for narrow, wide in itertools.pairwise(dims)
+            halving(narrow, wide) for narrow, wide in itertools.pairwise((stem_dim, *dims))
         )
         rates = drop_path_rates(drop_path, sum(depths))
         self.stages = nn.ModuleList()
@@ -93,7 +93,7 @@ class LocalHybrid(Backbone):
             start = sum(depths[:stage])
             self.stages.append(
                 nn.ModuleList(
-                    HybridBlock(dim, kinds[attention[index % len(attention)]], rates[index])
+                    HybridBlock(dim, convolutions, kinds[attention[index % len(attention)]], rates[index])
                     for index in range(start, start + depth)
                 )
             )
@@ -102,11 +102,10 @@ class LocalHybrid(Backbone):
 
     def forward(self, images: Tensor) -> Features:
         """Images (B, channels, H, W) of any size to `Features`; the last map is normalised as `tokens` are."""
-        cells = self.stem(images)  # (B, C_1, height, width)
+        cells = self.stem(images)  # (B, stem_dim, H, W), smaller for patches above 2
         maps = []
-        for index, stage in enumerate(self.stages):
-            if index:
-                cells = self.downsamples[index - 1](cells)
+        for downsample, stage in zip(self.downsamples, self.stages, strict=True):
+            cells = downsample(cells)  # (B, C_i, height, width)
             for block in stage.children():
                 cells = block(cells)
             maps.append(cells)
@@ -120,34 +119,31 @@ class LocalHybrid(Backbone):
         if part == "stages":
             return sum(self.depths[: int(rest[0])]) + int(rest[1]) + 1
         if part == "downsamples":
-            return sum(self.depths[: int(rest[0]) + 1]) + 1
+            return sum(self.depths[: int(rest[0])]) + 1
         return self.num_layers - 1 if part == "norm" else 0
 
 
 class HybridBlock(nn.Module):
-    """Two 3x3 convolutions, then attention, each added to what it is made of: (B, dim, height, width) as in and out.
+    """Convolutions, then attention, each added to what it is made of: (B, dim, height, width) as in and out.
 
     The convolutions' zero padding tells the attention where the borders are.
 
     Args:
         dim: channels.
+        convolutions: how many of them, each 3x3 with batch norm and GELU.
         make_attention: builds an attention module, called as `module(tokens, grid)`.
         drop_path: probability that a sample skips a residual branch in training.
     """
 
-    def __init__(self, dim: int, make_attention: partial, drop_path: float) -> None:
+    def __init__(self, dim: int, convolutions: int, make_attention: partial, drop_path: float) -> None:
         super().__init__()
-        self.convolution1 = convolution(dim, dim, stride=1)
-        self.convolution2 = convolution(dim, dim, stride=1)
-        # The branch begins as nothing and is learned (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, 5.1).
-        nn.init.zeros_(self.convolution2[1].get_parameter("weight"))
+        self.convolutions = nn.Sequential(*(convolution(dim, dim) for _ in range(convolutions)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.attention = make_attention()
         self.drop_path = drop_path
 
     def forward(self, cells: Tensor) -> Tensor:
-        branch = functional.relu(self.convolution1(functional.relu(cells)), inplace=True)
-        cells = cells + self.drop(self.convolution2(branch))
+        cells = cells + self.drop(self.convolutions(cells))
         grid = (cells.shape[-2], cells.shape[-1])
         tokens = cells.flatten(2).transpose(1, 2)  # (B, height * width, dim)
         attended = self.attention(self.norm(tokens), grid)
@@ -157,24 +153,31 @@ class HybridBlock(nn.Module):
         return drop_path(branch, self.drop_path) if self.drop_path and self.training else branch
 
 
-def convolution(narrow: int, wide: int, stride: int) -> nn.Sequential:
-    """A 3x3 convolution with batch norm: (B, narrow, H, W) -> (B, wide, ceil(H / stride), ceil(W / stride))."""
-    kernel = nn.Conv2d(narrow, wide, kernel_size=3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(kernel, nn.BatchNorm2d(wide))
+def convolution(narrow: int, wide: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution, batch norm and GELU: (B, narrow, H, W) -> (B, wide, ceil(H / stride), ceil(W / stride))."""
+    return nn.Sequential(nn.Conv2d(narrow, wide, 3, stride, padding=1, bias=False), nn.BatchNorm2d(wide), nn.GELU())
 
 
-def convolutions_to_stride(in_channels: int, stem_dim: int, dim: int, stride: int) -> list[nn.Module]:
-    """3x3 convolutions, the first at full resolution: (B, in_channels, H, W) -> (B, dim, H / stride, W / stride)."""
-    layers = [convolution(in_channels, stem_dim, stride=1), nn.ReLU(inplace=True)]
-    for _ in range(stride.bit_length() - 2):
-        layers += [convolution(stem_dim, stem_dim, stride=2), nn.ReLU(inplace=True)]
-    return [*layers, convolution(stem_dim, dim, stride=2)]
+def halving(narrow: int, wide: int) -> nn.Sequential:
+    """A 3x3 convolution, max pooling, batch norm, GELU: (B, narrow, H, W) -> (B, wide, ceil(H / 2), ceil(W / 2))."""
+    return nn.Sequential(
+        nn.Conv2d(narrow, wide, 3, padding=1, bias=False),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.BatchNorm2d(wide),
+        nn.GELU(),
+    )
+
+
+def convolutions_to_stride(in_channels: int, stem_dim: int, stride: int) -> list[nn.Module]:
+    """3x3 convolutions: (B, in_channels, H, W) -> (B, stem_dim, ceil(H / stride), ceil(W / stride))."""
+    strides = [2] * (stride.bit_length() - 1) or [1]
+    return [convolution(in_channels if not index else stem_dim, stem_dim, step) for index, step in enumerate(strides)]
 
 
 def local_hybrid_tiny(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> LocalHybrid:
-    """Two stages of 64 and 256 channels, 3.2 M parameters; patches of 2 pixels, from 64 pixels on of 4."""
+    """Three stages of 64, 256 and 256 channels, 3.7 M parameters; patches of 2 pixels, from 64 pixels on of 4."""
     return LocalHybrid(image_size, patch_size or hybrid_patch_size(image_size), **overrides)
 
 
