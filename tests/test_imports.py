@@ -15,7 +15,7 @@ allowed = {
     "data": {"files", "text"},
     "text": {"files"},
     "evaluation": {"files", "text"},
-    "backbones": {"attention"},
+    "backbones": {"attention", "data"},
     "heads": {"attention", "backbones", "data", "text"},
     "checkpoints": {"attention", "backbones", "data", "files", "heads", "text"},
     "interpret": {"attention", "backbones", "data", "files", "heads"},

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import visattn
-from visattn.backbones import SwinTransformer, VisionTransformer, local_hybrid_tiny
+from visattn.backbones import SwinTransformer, TimmBackbone, VisionTransformer, local_hybrid_tiny
 from visattn.checkpoints import CheckpointError, load_pretrained, model_config, read_weights, save_pretrained
 from visattn.data import Preprocess
 from visattn.heads import ImageClassifier
@@ -19,6 +19,7 @@ backbones = {
     ),
     "swin": lambda: SwinTransformer(32, 2, 12, (2, 2), (2, 4), window_size=4),
     "hybrid": lambda: local_hybrid_tiny(32, dims=(16, 24), depths=(1, 1), num_heads=(2, 2), stem_dim=8),
+    "timm": lambda: TimmBackbone("test_efficientnet", 32),
 }
 
 

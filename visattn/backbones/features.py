@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from visattn.data import Preprocess
 
 
 class Features(NamedTuple):
@@ -36,6 +39,8 @@ class Backbone(nn.Module):
         num_features: width of `Features.pooled`.
         num_prefix_tokens: how many of `Features.tokens` belong to no place in the image.
         num_layers: depth as layer-wise learning-rate decay counts it: the embeddings and each block.
+        preprocess: of the pictures that trained weights were trained on, to whose colours a task normalises its data;
+            None for new weights.
     """
 
     arguments: dict[str, Any]
@@ -45,6 +50,7 @@ class Backbone(nn.Module):
     num_features: int
     num_prefix_tokens: int
     num_layers: int
+    preprocess: Preprocess | None = None
 
     def layer_of(self, parameter_name: str) -> int:
         """The depth of a parameter: 0 for the embeddings, i for the i-th block, the last also for the final norm."""

@@ -30,7 +30,13 @@ Model = ImageClassifier | ImageCaptioner | VisualQuestionAnswerer
 
 _format = "visattn-1"
 _backbones = {
-    cls.__name__: cls for cls in (backbones.VisionTransformer, backbones.SwinTransformer, backbones.LocalHybrid)
+    cls.__name__: cls
+    for cls in (
+        backbones.VisionTransformer,
+        backbones.SwinTransformer,
+        backbones.LocalHybrid,
+        backbones.TimmBackbone,
+    )
 }
 
 

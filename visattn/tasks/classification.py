@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from visattn.backbones import Backbone
 from visattn.checkpoints import load_pretrained, model_config, save_pretrained
-from visattn.data import ImageClassificationData, Preprocess
+from visattn.data import ImageClassificationData
 from visattn.files import atomic_path
 from visattn.heads import ImageClassifier
 from visattn.interpret import attention_heatmap, prediction_grid
@@ -77,6 +77,7 @@ class ImageClassification(lightning.LightningModule):
             raise ValueError("give one of backbone (a new model) and pretrained (the source of a whole one)")
         if backbone is not None:
             self.model = ImageClassifier(backbone, data.num_classes, dropout=dropout)
+            data.preprocess = data.preprocess.with_colors_of(backbone.preprocess)  # if its weights are trained ones
         else:
             self.model = start_from(str(pretrained), data, replace_head).train()
         self.model.classes = tuple(data.classes)
@@ -190,7 +191,5 @@ def start_from(source: str, data: ImageClassificationData, replace_head: bool) -
         raise ValueError(
             f"{source}: its classes {model.classes[:5]}... are not those of the data {data.classes[:5]}..."
         )
-    if model.preprocess is not None:
-        colors = {"mean": model.preprocess.mean, "std": model.preprocess.std}
-        data.preprocess = Preprocess(**data.preprocess.arguments | colors)
+    data.preprocess = data.preprocess.with_colors_of(model.preprocess)
     return model
