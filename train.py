@@ -107,6 +107,7 @@ def quieten_lightning() -> None:
         lambda record: "Tip" not in record.getMessage()
     )
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches come from memory
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # what is frozen
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # a resumed run
 
 

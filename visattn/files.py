@@ -1,4 +1,4 @@
-"""The one door through which visattn writes files."""
+"""The one door through which visattn writes files, and where it keeps what can be computed again."""
 
 from __future__ import annotations
 
@@ -34,3 +34,8 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, destination)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """The folder in the user's cache for what takes long to compute; everything in it may be deleted."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visattn"

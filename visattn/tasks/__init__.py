@@ -1,6 +1,7 @@
 """Lightning modules, one for each purpose: a backbone, a head, a loss and metrics; and the callbacks of a run."""
 
 from visattn.tasks.callbacks import AtomicCheckpointIO, ExponentialMovingAverage, StepSeed
+from visattn.tasks.captioning import ImageCaptioning
 from visattn.tasks.classification import ImageClassification
 
-__all__ = ["AtomicCheckpointIO", "ExponentialMovingAverage", "ImageClassification", "StepSeed"]
+__all__ = ["AtomicCheckpointIO", "ExponentialMovingAverage", "ImageCaptioning", "ImageClassification", "StepSeed"]

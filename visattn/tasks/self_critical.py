@@ -22,11 +22,8 @@ class CaptionReward:
     caption that breaks off ("a dog in a") is too high, and training learns to break off.
 
     Args:
-        references: the captions of each training image, as people wrote them.
+        references: the captions of each training image, as people wrote them. Images without any don't count.
         bleu_weight: of BLEU-4, in [0, 1], beside CIDEr-D, in [0, 10].
-
-    Raises:
-        ValueError: an image has no references.
 
     Source: Hu et al. 2023, "A request for clarity over the end of sequence token in the self-critical sequence
         training", https://arxiv.org/abs/2305.12254.
@@ -34,10 +31,9 @@ class CaptionReward:
 
     def __init__(self, references: Sequence[Sequence[str]], bleu_weight: float = 0.0) -> None:
         counts = [len(captions) for captions in references]
-        if 0 in counts:
-            raise ValueError(f"image {counts.index(0)} has no references to score its captions against")
         flat = iter(with_end(tokenize([caption for captions in references for caption in captions])))
-        self.references = [[next(flat) for _ in range(count)] for count in counts]
+        self.references = [[next(flat) for _ in range(count)] for count in counts if count]
+        self.place = np.cumsum(np.array(counts) > 0) - 1  # of each image among those with references
         self.cider = Cider(self.references)
         self.bleu_weight = bleu_weight
 
@@ -47,16 +43,17 @@ class CaptionReward:
         Args:
             captions: as people would write them.
             ended: whether a caption came to its end, rather than to the limit of words.
-            images: for each the index of its image among the references.
+            images: for each the index of its image among all, one with references.
 
         Returns:
             (captions,), 0 for what has nothing in common with its references.
         """
         tokenized = tokenize([" ".join(caption.split()) for caption in captions])  # no line separators
         candidates = [f"{text} {_end}" if done else text for text, done in zip(tokenized, ended, strict=True)]
-        rewards = self.cider.score(candidates, images)
+        places = self.place[np.asarray(images, np.int64)].tolist()
+        rewards = self.cider.score(candidates, places)
         if self.bleu_weight:
-            _, per_caption = bleu([self.references[image] for image in images], candidates)
+            _, per_caption = bleu([self.references[place] for place in places], candidates)
             rewards = rewards + self.bleu_weight * per_caption[3]
         return rewards
 

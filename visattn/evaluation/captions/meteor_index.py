@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from visattn.files import cache_folder
+
 if TYPE_CHECKING:
     import marisa_trie
 
@@ -110,17 +112,13 @@ def open_index() -> MeteorIndex:
         ModuleNotFoundError: the extra `visattn[meteor]` is not installed.
     """
     jar, paraphrases = _find_sources()
-    folder = _cache_folder() / f"meteor-{_FORMAT}-{_fingerprint(jar, paraphrases)}"
+    folder = cache_folder() / f"meteor-{_FORMAT}-{_fingerprint(jar, paraphrases)}"
     with _lock:
         if folder not in _opened:
             if not folder.is_dir():
                 build(jar, paraphrases, folder)
             _opened[folder] = MeteorIndex(folder)
         return _opened[folder]
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visattn"
 
 
 def _find_sources() -> tuple[Path, Path]:
