@@ -130,7 +130,7 @@ class ImageCaptioning(lightning.LightningModule):
         start = start_from(str(pretrained), data, new_decoder) if backbone is None else backbone
         if isinstance(start, Backbone):
             start = new_captioner(start, data, decoder, encoder_depth, encoder_heads)
-        self.model = start.train()
+        self.model = start
         self.model.preprocess = data.preprocess
         if objective == "scst":
             data.pairs = "images"  # its captions are read as references only
@@ -154,6 +154,7 @@ class ImageCaptioning(lightning.LightningModule):
             for part in (self.model.backbone, self.model.encoder, self.model.decoder):
                 if part is not None:
                     part.compile()
+        self.train()
 
     def train(self, mode: bool = True) -> ImageCaptioning:
         """As ever, but a frozen backbone, and in self-critical training the whole model, stay as they are tested."""
