@@ -8,12 +8,13 @@ import typer
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported; its profiler would talk between the rows
 
-from visattn.benchmark import attention, backbones, caption_scores
+from visattn.benchmark import attention, backbones, caption_scores, captioning
 
 app = typer.Typer(help="Compares visattn with its alternatives in one run and prints ratios.", no_args_is_help=True)
 app.command("attention")(attention.main)
 app.command("backbones")(backbones.main)
 app.command("caption-scores")(caption_scores.main)
+app.command("captioning")(captioning.main)
 
 if __name__ == "__main__":
     app(prog_name="python -m visattn.benchmark")

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def time_alternatives(
-    functions: dict[str, Callable[[], object]], *, seconds: float = 1.0, warmup: int = 2
+    functions: dict[str, Callable[[], object]], *, seconds: float = 1.0, warmup: int = 2, turns: int = 3
 ) -> dict[str, float]:
     """The median seconds of one call of each function, called in turns.
 
@@ -23,8 +23,9 @@ def time_alternatives(
 
     Args:
         functions: name to a function without arguments.
-        seconds: time for all calls together, beyond the warm-up; every function has at least three turns.
+        seconds: time for all calls together, beyond the warm-up.
         warmup: calls of each function that don't count.
+        turns: how many each function has at least.
 
     Returns:
         name to seconds.
@@ -36,7 +37,7 @@ def time_alternatives(
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     end = time.perf_counter() + seconds
     rounds = 0
-    while rounds < 3 or time.perf_counter() < end:
+    while rounds < turns or time.perf_counter() < end:
         for name, function in functions.items():
             function()
             for _ in range(2):
