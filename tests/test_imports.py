@@ -21,7 +21,7 @@ allowed = {
     "interpret": {"attention", "backbones", "data", "files", "heads"},
     "tasks": {"attention", "backbones", "checkpoints", "data", "evaluation", "files", "heads", "interpret", "text"},
     "zoo": {"backbones", "checkpoints", "heads"},
-    "benchmark": {"attention", "backbones", "checkpoints", "data", "evaluation", "heads", "zoo"},
+    "benchmark": {"attention", "backbones", "checkpoints", "data", "evaluation", "heads", "text", "zoo"},
     "cli": {"__init__", "backbones", "checkpoints", "data", "evaluation", "files", "heads", "interpret", "zoo"},
     "__init__": {"checkpoints", "zoo"},
     "__main__": {"cli"},
