@@ -73,6 +73,46 @@ def test_modules_take_masks_and_biases_in_both_ways(masked):
     torch.testing.assert_close(module(tokens, context=context, mask=mask, bias=bias), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_causal_attention_equals_its_mask_fused_explicit_and_recorded(dtype):
+    torch.manual_seed(0)
+    module, tokens = MultiHeadAttention(12, 3).to(dtype), torch.randn(2, 7, 12, dtype=dtype)
+    expected, seen = module(tokens, mask=torch.ones(7, 7, dtype=torch.bool).tril()), []
+    tolerance = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 0.02}
+    with torch.no_grad():
+        torch.testing.assert_close(module(tokens, is_causal=True), expected, **tolerance)
+    torch.testing.assert_close(module(tokens, is_causal=True), expected, **tolerance)
+    module.record = lambda weights, keys: seen.append(weights)
+    torch.testing.assert_close(module(tokens, is_causal=True), expected, **tolerance)
+    assert (seen[0].triu(1) == 0).all()
+    assert (seen[0].tril() > 0).sum() == 2 * 3 * 28
+
+
+def test_causal_attention_with_a_mask_is_an_error():
+    query, key, value = inputs()
+    with pytest.raises(ValueError, match="put the causal part into the mask"):
+        dot_product_attention(query, key, value, torch.ones(7, 11, dtype=torch.bool), is_causal=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_rows_that_share_a_context_are_as_if_it_were_repeated(masked, recorded, precomputed):
+    torch.manual_seed(0)
+    module = MultiHeadAttention(12, 3, context_dim=10, qk_norm=True).double()
+    tokens, context = torch.randn(6, 7, 12).double(), torch.randn(2, 11, 10).double()
+    mask = torch.rand(2, 1, 1, 11) > 0.3 if masked else None
+    seen, single = [], []
+    module.record = (lambda weights, keys: single.append(weights)) if recorded else None
+    repeated_mask = None if mask is None else mask.repeat_interleave(3, dim=0)
+    expected = module(tokens, context=context.repeat_interleave(3, dim=0), mask=repeated_mask)
+    module.record = (lambda weights, keys: seen.append(weights)) if recorded else None
+    shared = module.keys_and_values(context) if precomputed else context
+    torch.testing.assert_close(module(tokens, context=shared, mask=mask), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(seen, single, rtol=0, atol=1e-12)
+    assert not recorded or seen[0].shape == (6, 3, 7, 11)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_near_and_trains(dtype):
     query, key, value = inputs(dtype)
