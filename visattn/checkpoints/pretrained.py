@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from visattn.backbones.features import as_pair
-from visattn.checkpoints import timm, transformers
+from visattn.checkpoints import blip, git, timm, transformers, vision_encoder_decoder
 from visattn.checkpoints.native import CheckpointError, build_model, load_strictly, read_checkpoint, read_weights
 from visattn.checkpoints.resize import fit_image_size
 from visattn.checkpoints.shipped import shipped_weights
 from visattn.heads import ImageCaptioner, ImageClassifier, VisualQuestionAnswerer
 from visattn.text import CaptionTokenizer
+
+# The layouts of captioners by the model_type in transformers' config.json.
+captioners = {"vision-encoder-decoder": vision_encoder_decoder.build, "git": git.build, "blip": blip.build}
 
 Model = TypeVar("Model", ImageClassifier, ImageCaptioner, VisualQuestionAnswerer)
 
@@ -115,9 +118,10 @@ def find_source(source: str | os.PathLike[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors", "model-*.safetensors"]))
+        small = ["*.json", "vocab.txt", "merges.txt"]  # configurations and tokenizers
+        folder = Path(snapshot_download(name, allow_patterns=[*small, "model.safetensors", "model-*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model.bin"]))
+            folder = Path(snapshot_download(name, allow_patterns=[*small, "pytorch_model.bin"]))
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
@@ -127,22 +131,25 @@ def find_source(source: str | os.PathLike[str]) -> Path:
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the weights in a folder, in one file or several."""
+    """The configuration and the weights in a folder, in one file or several.
+
+    What lies in other files of the configuration is added to it: under "preprocessor" how pictures are prepared, under
+    "generation" how words are chosen.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: has no config.json; for bare weights give the file and architecture=")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
-    for name in ("preprocessor_config.json",):
+    config = read_json(path)
+    if (folder / "processor_config.json").is_file():
+        processor = read_json(folder / "processor_config.json")
+        if "image_processor" in processor:
+            config["preprocessor"] = processor["image_processor"]
+    for name, key in (("preprocessor_config.json", "preprocessor"), ("generation_config.json", "generation")):
         if (folder / name).is_file():
-            config["preprocessor"] = json.loads((folder / name).read_text(encoding="utf-8"))
+            config[key] = read_json(folder / name)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = sorted(set(read_json(index)["weight_map"].values()))
         if any(Path(part).name != part for part in parts):
             raise CheckpointError(f"{index}: names files outside its folder")
         weights: dict[str, Tensor] = {}
@@ -153,6 +160,21 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if (folder / name).is_file():
             return config, read_weights(folder / name)
     raise FileNotFoundError(f"{folder}: has neither model.safetensors nor pytorch_model.bin")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    return content
 
 
 def model_from(
@@ -167,6 +189,11 @@ def model_from(
         return model
     if "architecture" in config:
         return timm.build(config, weights, str(folder), image_size)
+    if config.get("model_type") in captioners:
+        try:
+            return captioners[config["model_type"]](config, weights, folder)
+        except KeyError as error:
+            raise CheckpointError(f"{folder / 'config.json'}: doesn't say {error}") from error
     if "model_type" in config:
         return transformers.build(config, weights, str(folder))
     raise CheckpointError(
