@@ -257,7 +257,10 @@ class CaptionDecoder(nn.Module):
 
     def check_length(self, length: int) -> None:
         if length > self.max_length:
-            raise ValueError(f"{length} words are more than the {self.max_length} positions of this decoder")
+            raise ValueError(
+                f"{length} words, start included, exceed the {self.max_length} positions of this decoder: shorten the "
+                "captions, or build it with a greater max_length"
+            )
 
 
 class DecoderBlock(nn.Module):

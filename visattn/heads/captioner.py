@@ -150,6 +150,7 @@ class ImageCaptioner(nn.Module):
         num_return: int = 1,
         *,
         prompt: str = "",
+        forced_words: Sequence[str | Sequence[int]] = (),
         **options: Any,
     ) -> list[list[Caption]]:
         """Captions of pictures, those of each best first, without gradients. Dropout is off in eval mode only.
@@ -158,16 +159,19 @@ class ImageCaptioner(nn.Module):
             images: paths, PIL images, or one of them; or a preprocessed tensor (B, channels, H, W).
             num_beams, max_new_tokens, num_return, **options: see `visattn.text.decoding.generate`.
             prompt: how all captions begin; it isn't part of the result.
+            forced_words: words or phrases that each caption must contain, as text within a sentence or as ids.
 
         Returns:
             For each picture `num_return` captions.
 
         Raises:
             FileNotFoundError, ImageFileError: a file is missing, or no picture that can be read.
-            ValueError: pictures are given and the model doesn't know how they are prepared, or an option is unfit.
+            ValueError: pictures are given and the model doesn't know how they are prepared, an option is unfit, or a
+                forced word isn't in the vocabulary.
         """
         pixels = picture_batch(images, self.preprocess, next(self.parameters()))
-        return self.write(self.memory(pixels), num_beams, max_new_tokens, num_return, prompt=prompt, **options)
+        options |= {"prompt": prompt, "forced_words": forced_words}
+        return self.write(self.memory(pixels), num_beams, max_new_tokens, num_return, **options)
 
     @torch.inference_mode()
     def write(
@@ -178,6 +182,7 @@ class ImageCaptioner(nn.Module):
         num_return: int = 1,
         *,
         prompt: str = "",
+        forced_words: Sequence[str | Sequence[int]] = (),
         **options: Any,
     ) -> list[list[Caption]]:
         """As `caption`, for the image tokens (B, N, memory_dim) that `memory` gives."""
@@ -190,9 +195,21 @@ class ImageCaptioner(nn.Module):
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
             num_return=num_return,
+            forced_words=[self.forced_ids(words) if isinstance(words, str) else words for words in forced_words],
             **options,
         )
         return [[Caption(self.tokenizer.decode(one.token_ids), *one) for one in group] for group in captions]
+
+    def forced_ids(self, words: str) -> list[int]:
+        """The ids of words within a sentence.
+
+        Raises:
+            ValueError: the vocabulary lacks one of them.
+        """
+        token_ids = self.tokenizer.encode(f" {words.strip()}")
+        if not token_ids or self.tokenizer.unknown_id in token_ids:
+            raise ValueError(f"{words!r} can't be forced: the model's vocabulary lacks it")
+        return token_ids
 
 
 def grid_of(backbone: Backbone) -> tuple[int, int]:
