@@ -23,6 +23,8 @@ from visattn.data.classification import hold_out
 from visattn.data.image_folder import ImageReader
 from visattn.data.preprocess import Preprocess, imagenet_mean, imagenet_std
 
+_karpathy = "dataset_coco.json"
+
 Found = dict[str, list[CaptionedFile]]  # of train, validation and test
 
 
@@ -86,6 +88,15 @@ class CaptionFolderData(CaptionData):
             shown = "; ".join(sorted(reader.problems)[:3])
             rank_zero_warn(f"{self.root}: {len(reader.problems)} pictures or captions are left out: {shown}")
         return splits
+
+    def split_off(
+        self, files: Sequence[CaptionedFile], fraction: float
+    ) -> tuple[list[CaptionedFile], list[CaptionedFile]]:
+        """Files to keep and a fraction of them to hold out, drawn from the seed."""
+        if len(files) < 2:
+            raise ValueError(f"{self.root}: {len(files)} pictures with captions are left; none can be held out of them")
+        kept, held = hold_out(torch.zeros(len(files)), fraction, self.seed)
+        return [files[index] for index in kept], [files[index] for index in held]
 
 
 class Flickr8kDataModule(CaptionFolderData):
@@ -159,7 +170,7 @@ class CocoCaptionsDataModule(CaptionFolderData):
             read_coco(annotations / f"captions_{part}{self.year}.json", self.root / f"{part}{self.year}", problem)
             for part in ("train", "val")
         )
-        train, validation = split_off(train, self.validation_fraction, self.seed)
+        train, validation = self.split_off(train, self.validation_fraction)
         return {"train": train, "validation": validation, "test": test}
 
     def locate(self, entry: dict) -> Path:
@@ -211,16 +222,5 @@ class CaptionJsonDataModule(CaptionFolderData):
         }
         for split, fraction in self.fractions.items():
             if split not in found:
-                found["train"], found[split] = split_off(found["train"], fraction, self.seed)
+                found["train"], found[split] = self.split_off(found["train"], fraction)
         return found
-
-
-_karpathy = "dataset_coco.json"
-
-
-def split_off(
-    files: Sequence[CaptionedFile], fraction: float, seed: int
-) -> tuple[list[CaptionedFile], list[CaptionedFile]]:
-    """Files to keep and a fraction of them to hold out, drawn from the seed."""
-    kept, held = hold_out(torch.zeros(len(files)), fraction, seed)
-    return [files[index] for index in kept], [files[index] for index in held]
