@@ -74,11 +74,12 @@ def build(name: str, image_size: int | Sequence[int] | None = None, **options: A
     size = as_pair(trained_sizes[name] if image_size is None else image_size)
     path = weights_file(name)
     weights = renamed(read_checkpoint(path), f"tf_{name}", str(path))
-    model = ImageClassifier(TimmBackbone(f"tf_{name}", size, **options), 1000)
+    backbone = TimmBackbone(f"tf_{name}", size, **options)
+    model = ImageClassifier(backbone, 1000)
     load_strictly(model, weights, str(path))
     # The same numbers for all colours: (pixel - 127) / 128.
     colors = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
-    model.preprocess = preprocess_of(timm.get_pretrained_cfg(f"tf_{name}").to_dict() | colors, size)
+    model.preprocess = preprocess_of(backbone.network.pretrained_cfg | colors, size)
     information = ImageNetInfo("imagenet-1k")
     model.classes = tuple(information.index_to_description(index) for index in range(1000))
     return model
