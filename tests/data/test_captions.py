@@ -314,15 +314,15 @@ def test_references_are_the_captions_as_they_are_in_the_order_of_the_images():
 def test_training_captions_without_a_known_word_are_left_out_and_counted():
     tokenizer = CaptionTokenizer.train_words(["a dog", "a cat"], min_count=1)
     captions = [["a dog", "!!!"], ["", "zebra"], [], ["cat"]]
-    for one_each in (False, True):
-        encoded = EncodedCaptions(captions, tokenizer, 0, one_each)
+    for per_image in (None, 1):
+        encoded = EncodedCaptions(captions, tokenizer, 0, per_image)
         assert encoded.left_out == 3
         assert len(encoded) == 2
         images, token_ids = encoded.choose([1, 0], 0)
         assert images == [3, 0]
         assert [tokenizer.decode(ids) for ids in token_ids] == ["cat", "a dog"]
     with pytest.raises(ValueError, match="no training caption holds a word"):
-        EncodedCaptions([["zebra"], []], tokenizer, 0, False)
+        EncodedCaptions([["zebra"], []], tokenizer, 0, None)
     data = Numbered()
     data.tokenizer = CaptionTokenizer.train_words(["b"], min_count=1)  # "Image b, caption a!" and so on
     with pytest.warns(UserWarning, match="training captions hold no word of the vocabulary and are left out"):
@@ -330,6 +330,27 @@ def test_training_captions_without_a_known_word_are_left_out_and_counted():
     assert {int(place) for _, _, index in items for place in index} <= {1} | {
         image for image in range(number) if counts[image] > 1
     }
+
+
+def test_several_captions_of_an_image_stand_behind_each_other():
+    tokenizer = CaptionTokenizer.train_words(["a b c d e"], min_count=1)
+    encoded = EncodedCaptions([["a", "b", "c"], ["d"], ["e", "a"]], tokenizer, 0, 3)
+    assert len(encoded) == 3
+    images, token_ids = encoded.choose([2, 0, 1], 0)
+    words = [tokenizer.decode(ids) for ids in token_ids]
+    assert images == [2, 0, 1]
+    assert sorted(words[3:6]) == ["a", "b", "c"]
+    assert set(words[:3]) == {"e", "a"}
+    assert words[6:] == ["d"] * 3
+    starts = {tuple(encoded.choose([0], epoch)[1][0]) for epoch in range(20)}
+    assert len(starts) == 3, "each of an image's captions comes first in some epoch"
+
+
+def test_a_batch_has_the_index_of_the_image_beside_each_of_its_captions():
+    data = Numbered(pairs="images", captions_per_image=2)
+    for images, token_ids, index in epoch_of(data):
+        assert len(token_ids) == len(index) == 2 * len(images)
+        assert torch.equal(index[::2], index[1::2])
 
 
 def test_the_smallest_batch_is_kept_when_there_are_few_captions():

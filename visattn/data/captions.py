@@ -39,8 +39,8 @@ class CaptionSplit(NamedTuple):
 class CaptionData(ResumableData):
     """Loaders over images with captions in three splits, which `read_splits` of each data set gives.
 
-    A training batch is (images (B, 3, H, W), token ids (B, T), image index (B,)), one of evaluation (images, image
-    index). The index is a place in `splits[split]`, or -1 for what only fills up a batch of several processes. Once
+    A training batch is (images (B, 3, H, W), token ids (B * n, T), image index (B * n,)) with n captions of each image,
+    one of evaluation (images, image index). The index is a place in `splits[split]`, or -1 for what only fills up a batch of several processes. Once
     `use_features` was called, features (B, tokens, channels) stand in place of the images.
 
     Args:
@@ -53,8 +53,10 @@ class CaptionData(ResumableData):
         min_count: how often a word must occur, see `CaptionTokenizer.train_words`.
         vocabulary_size: of byte pairs, see `CaptionTokenizer.train_bpe`.
         max_length: words, or byte pairs, that are kept of a training caption.
-        pairs: "captions" runs an epoch over all captions of all images, "images" over all images, with one caption of
-            each that is drawn anew in each epoch.
+        pairs: "captions" runs an epoch over all captions of all images, "images" over all images, with
+            `captions_per_image` of each that are drawn anew in each epoch.
+        captions_per_image: so many stand behind each other in a batch, whose images are read once for all of them. An
+            image of fewer has some of them twice.
 
     Attributes:
         task: "captioning".
@@ -64,6 +66,10 @@ class CaptionData(ResumableData):
         splits: name to images and captions, the names being train, validation and test.
         pairs: may be replaced before the loaders are asked for.
         features: see `use_features`.
+
+    Raises:
+        ValueError: the augmentation mixes images.
+        FileNotFoundError: in `setup`, the tokenizer is neither of the two nor a folder.
     """
 
     task = "captioning"
@@ -83,9 +89,10 @@ class CaptionData(ResumableData):
         vocabulary_size: int = 8000,
         max_length: int = 20,
         pairs: str = "captions",
+        captions_per_image: int = 1,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.image_size, self.pairs = image_size, pairs
+        self.image_size, self.pairs, self.captions_per_image = image_size, pairs, captions_per_image
         self.augmentation = dict(augmentation or {})
         self.tokenizer_source, self.min_count = tokenizer, min_count
         self.vocabulary_size, self.max_length = vocabulary_size, max_length
@@ -148,7 +155,8 @@ class CaptionData(ResumableData):
     def train_dataloader(self) -> ResumableLoader:
         if self.pairs not in ("captions", "images"):
             raise ValueError(f"pairs {self.pairs!r} is unknown; choose captions or images")
-        captions = EncodedCaptions(self.splits["train"].captions, self.tokenizer, self.seed, self.pairs == "images")
+        number = self.captions_per_image if self.pairs == "images" else None
+        captions = EncodedCaptions(self.splits["train"].captions, self.tokenizer, self.seed, number)
         if captions.left_out:
             rank_zero_warn(f"{captions.left_out} training captions hold no word of the vocabulary and are left out")
         augmentation = Augmentation(1, self.seed, **self.augmentation)
@@ -246,6 +254,7 @@ class CaptionBatches(Dataset):
         items = [max(index, 0) for index in indices]
         images, token_ids = self.captions.choose(items, epoch)
         index = torch.tensor([image if index >= 0 else -1 for image, index in zip(images, indices, strict=True)])
+        index = index.repeat_interleave(len(token_ids) // len(images))
         return self.inputs.show(images, epoch, items), self.tokenizer.pad(token_ids), index
 
 
@@ -256,7 +265,7 @@ class EncodedCaptions:
         captions: of each image.
         tokenizer: of which captions that hold no known word are left out.
         seed: of the captions that are drawn.
-        one_each: an item is an image, with one caption drawn from (seed, epoch, item).
+        per_image: an item is an image, with so many captions drawn from (seed, epoch, item); None: it is a caption.
 
     Attributes:
         left_out: how many captions hold no known word.
@@ -266,7 +275,7 @@ class EncodedCaptions:
     """
 
     def __init__(
-        self, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, seed: int, one_each: bool
+        self, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, seed: int, per_image: int | None
     ) -> None:
         encoded = tokenizer.encode_all([caption for sentences in captions for caption in sentences])
         owners = np.repeat(np.arange(len(captions)), [len(sentences) for sentences in captions])
@@ -276,21 +285,24 @@ class EncodedCaptions:
         encoded = [ids for ids, good in zip(encoded, kept, strict=True) if good]
         self.left_out = int((~kept).sum())
         self.image_of = owners[kept]  # (captions,) in order of the images
-        self.seed, self.one_each = seed, one_each
+        self.seed, self.per_image = seed, per_image
         # Flat arrays: processes that make batches share them, which lists of lists would be copied for.
         self.token_ids = np.concatenate(encoded).astype(np.int32)
         self.ends = np.cumsum([len(ids) for ids in encoded])
         self.images, self.first, self.number = np.unique(self.image_of, return_index=True, return_counts=True)
 
     def __len__(self) -> int:
-        return len(self.images) if self.one_each else len(self.image_of)
+        return len(self.images) if self.per_image else len(self.image_of)
 
     def choose(self, items: Sequence[int], epoch: int) -> tuple[list[int], list[list[int]]]:
-        """The image and the token ids, without start and end, of some items."""
+        """The images of some items, and for each the token ids of its captions, without start and end."""
         chosen = np.asarray(items)
-        if self.one_each:
-            draws = uniform_draws((self.seed, epoch, 3), items, 1)[:, 0]
-            chosen = self.first[chosen] + (draws * self.number[chosen]).astype(np.int64)
+        images = self.images[chosen] if self.per_image else self.image_of[chosen]
+        if self.per_image:
+            number = self.number[chosen, None]  # (items, 1)
+            first = (uniform_draws((self.seed, epoch, 3), items, 1) * number).astype(np.int64)
+            turn = (first + np.arange(self.per_image)) % number  # (items, per_image)
+            chosen = (self.first[chosen, None] + turn).ravel()
         starts = np.where(chosen > 0, self.ends[chosen - 1], 0)
         parts = [self.token_ids[start:end].tolist() for start, end in zip(starts, self.ends[chosen], strict=True)]
-        return self.image_of[chosen].tolist(), parts
+        return images.tolist(), parts

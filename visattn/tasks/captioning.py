@@ -116,6 +116,7 @@ class ImageCaptioning(lightning.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
+        self.is_pretrained = pretrained is not None
         if (backbone is None) == (pretrained is None):
             raise ValueError("give one of backbone (a new model) and pretrained (the source of a whole one)")
         if objective not in ("cross_entropy", "scst"):
@@ -133,7 +134,7 @@ class ImageCaptioning(lightning.LightningModule):
         self.model = start
         self.model.preprocess = data.preprocess
         if objective == "scst":
-            data.pairs = "images"  # its captions are read as references only
+            data.pairs, data.captions_per_image = "images", 1  # captions are read as references only
         self.objective = objective
         self.learning_rate = scst_learning_rate if objective == "scst" else learning_rate
         self.backbone_learning_rate = backbone_learning_rate
@@ -209,7 +210,7 @@ class ImageCaptioning(lightning.LightningModule):
         return self.model.memory(features=features)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, token_ids, index = batch  # (B, 3, H, W) or (B, N, C), (B, T), (B,)
+        images, token_ids, index = batch  # (B, 3, H, W) or (B, N, C), (B * n, T), (B * n,)
         memory = self.memory(images)
         if self.objective == "scst":
             loss = self.self_critical_loss(memory, index)
@@ -219,13 +220,13 @@ class ImageCaptioning(lightning.LightningModule):
         return loss
 
     def word_loss(self, memory: Tensor, token_ids: Tensor, index: Tensor) -> Tensor:
-        """Cross-entropy, the mean over the words and ends of all processes' captions (B, T).
+        """Cross-entropy, the mean over the words and ends of all processes' captions (B * n, T).
 
         Those of index -1 only fill up the batch.
         """
-        targets = self.model.tokenizer.targets(token_ids)  # (B, T - 1), -100 where there is nothing to say
+        targets = self.model.tokenizer.targets(token_ids)  # (B * n, T - 1), -100 where there is nothing to say
         targets = targets.masked_fill(index[:, None] < 0, -100)
-        logits = self.model.decoder(memory, self.words_to_read(memory, token_ids)[:, :-1])  # (B, T - 1, V)
+        logits = self.model.decoder(memory, self.words_to_read(memory, token_ids)[:, :-1])  # (B * n, T - 1, V)
         counted = targets != -100
         total = functional.cross_entropy(
             logits[counted], targets[counted], reduction="sum", label_smoothing=self.label_smoothing
@@ -235,20 +236,21 @@ class ImageCaptioning(lightning.LightningModule):
 
     @torch.no_grad()
     def words_to_read(self, memory: Tensor, token_ids: Tensor) -> Tensor:
-        """Captions (B, T) in which some words are replaced by what the decoder would have said in their place."""
+        """Captions (B * n, T) in which some words are replaced by what the decoder would have said in their place."""
         epochs = max((self.trainer.max_epochs or 1) - 1, 1)
         probability = self.scheduled_sampling * self.trainer.current_epoch / epochs
         if not probability:
             return token_ids
-        logits = self.model.decoder(memory, token_ids[:, :-1])  # (B, T - 1, V)
+        logits = self.model.decoder(memory, token_ids[:, :-1])  # (B * n, T - 1, V)
         torch.clear_autocast_cache()  # which holds weights without gradients now
         said = logits.float().softmax(dim=-1).flatten(0, 1).multinomial(1).view_as(token_ids[:, 1:])
         replaced = torch.rand(said.shape, device=said.device) < probability
         return torch.cat([token_ids[:, :1], torch.where(replaced, said, token_ids[:, 1:])], dim=1)
 
     def self_critical_loss(self, memory: Tensor, index: Tensor) -> Tensor:
-        """What lets the expected reward of captions rise, from samples for the images of `index` (B,)."""
+        """What lets the expected reward of captions rise, from samples for B images; index is (B * n,)."""
         tokenizer, limit, count = self.model.tokenizer, self.max_new_tokens, self.num_samples
+        index = index.view(len(memory), -1)[:, 0]  # (B,), the n captions of each stand behind each other
         real = index >= 0
         memory, index = memory[real], index[real]  # the others only fill up the batch
         groups = self.model.write(memory.detach(), 1, limit, num_return=count, sample=True)
@@ -323,6 +325,7 @@ class ImageCaptioning(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # With this, visattn.load_pretrained reads a run's checkpoint like any published model.
         checkpoint["visattn_model"] = model_config(self.model)
+        checkpoint["visattn_pretrained"] = self.is_pretrained  # train.py resumes such a run with the model of this file
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         refuse_other_model(checkpoint.get("visattn_model"), model_config(self.model))
