@@ -192,6 +192,7 @@ def test_no_images_no_captions():
         ({"num_beams": 4, "diversity": 1.0}, "set num_groups"),
         ({"num_beams": 4, "num_groups": 2, "forced_words": [[5]]}, "don't go together"),
         ({"early_stopping": "always"}, "early_stopping 'always'"),
+        ({"early_stopping": 1}, "early_stopping 1"),
         ({"temperature": 0.5}, "set sample=True"),
         ({"sample": True, "num_beams": 2}, "one by one"),
         ({"sample": True, "temperature": 0.0}, "temperature 0.0"),
@@ -212,6 +213,14 @@ def test_weights_that_are_no_numbers_are_an_error(options):
     decoder.head.bias.data[3] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         generate(decoder, image_tokens(0), **ids, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"sample": True}])
+def test_a_caption_for_which_no_word_is_left_is_an_error(options):
+    decoder, memory = small_decoder(0, vocabulary=4), image_tokens(0)
+    limits = {"no_repeat_ngram": 1, "min_new_tokens": 9}
+    with pytest.raises(ValueError, match="every next word is banned"):
+        generate(decoder, memory, **ids, **options, **limits)
 
 
 def test_a_training_step_under_autocast_still_gets_gradients_after_decoding():

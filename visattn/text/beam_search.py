@@ -169,8 +169,14 @@ def advance(held: list[list[Beam]], scores: Tensor, words: Tensor, diversity: fl
 
 
 def best_captions(beams: list[Beam], count: int) -> list[Generated]:
-    """The best finished captions of an image's beams by their own scores; one that several found counts once."""
+    """The best finished captions of an image's beams by their own scores; one that several found counts once.
+
+    Raises:
+        ValueError: there is none.
+    """
     finished = [caption for beam in beams for caption in beam.finished.captions]
+    if not finished:
+        raise ValueError("every next word is banned: choose a larger no_repeat_ngram or lower min_new_tokens")
     if len(beams) > 1:
         finished = list({tuple(caption.generated.token_ids): caption for caption in finished}.values())
         finished.sort(key=lambda caption: -caption.score)

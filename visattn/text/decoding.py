@@ -73,7 +73,8 @@ def generate(
         return fewer where fewer exist: in a tiny vocabulary, or when several groups found the same.
 
     Raises:
-        ValueError: options that don't go together or are out of range, or logits that aren't numbers.
+        ValueError: options that don't go together or are out of range, logits that aren't finite, or a caption that
+            can't be, because every next word is banned.
     """
     check_options(
         num_beams, num_return, max_new_tokens, min_new_tokens, no_repeat_ngram, num_groups, diversity, early_stopping
@@ -149,7 +150,7 @@ def check_options(
         raise ValueError(f"num_groups {num_groups} doesn't divide num_beams {num_beams}")
     if diversity and num_groups == 1:
         raise ValueError(f"diversity {diversity} needs groups that avoid each other: set num_groups")
-    if early_stopping not in (True, False, "never"):
+    if not isinstance(early_stopping, bool) and early_stopping != "never":
         raise ValueError(f"early_stopping {early_stopping!r} is none of True, False, 'never'")
 
 

@@ -106,7 +106,11 @@ def write(
     max_new_tokens: int,
     copies: int,
 ) -> list[list[Generated]]:
-    """`copies` captions for each image, whose next words (rows,) `choose` takes by their logits (rows, vocabulary)."""
+    """`copies` captions for each image, whose next words (rows,) `choose` takes by their logits (rows, vocabulary).
+
+    Raises:
+        ValueError: no word may come next.
+    """
     images, end_id = memory.shape[0], bans.end_id
     token_ids = start_rows(start_ids, memory, copies)  # (images * copies, n)
     captions: list[list[int]] = token_ids.tolist()
@@ -120,7 +124,9 @@ def write(
         rows = [image * copies + copy for image in held for copy in range(copies)]
         logits = decoder.step(token_ids, state).float()  # (rows, vocabulary)
         normalizer = log_normalizer(logits)
-        bans.apply(logits, [captions[row] for row in rows], num_new)
+        bans.apply(logits, [[] if ended[row] else captions[row] for row in rows], num_new)
+        if bans.no_repeat_ngram and logits.amax(dim=1).isneginf().any():
+            raise ValueError("every next word is banned: choose a larger no_repeat_ngram or lower min_new_tokens")
         words = choose(logits)  # (rows,)
         log_probabilities = logits.gather(1, words[:, None])[:, 0] - normalizer
         following = []
