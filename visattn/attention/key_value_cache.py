@@ -63,5 +63,6 @@ class KeyValueCache:
 
     def by_position(self, weights: Tensor) -> Tensor:
         """Attention weights (..., used) of one text to (..., num_shared + positions): each text has one own entry."""
-        own = weights[..., self.num_shared :].unflatten(-1, (-1, self.num_texts)).sum(dim=-1)
+        positions = (weights.shape[-1] - self.num_shared) // self.num_texts
+        own = weights[..., self.num_shared :].unflatten(-1, (positions, self.num_texts)).sum(dim=-1)
         return torch.cat([weights[..., : self.num_shared], own], dim=-1)
