@@ -3,5 +3,13 @@
 from visattn.tasks.callbacks import AtomicCheckpointIO, ExponentialMovingAverage, StepSeed
 from visattn.tasks.captioning import ImageCaptioning
 from visattn.tasks.classification import ImageClassification
+from visattn.tasks.question_answering import QuestionAnswering
 
-__all__ = ["AtomicCheckpointIO", "ExponentialMovingAverage", "ImageCaptioning", "ImageClassification", "StepSeed"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "ExponentialMovingAverage",
+    "ImageCaptioning",
+    "ImageClassification",
+    "QuestionAnswering",
+    "StepSeed",
+]
