@@ -44,7 +44,7 @@ def main(config: DictConfig) -> None:
     quieten_lightning()
     folder = Path(HydraConfig.get().runtime.output_dir)
     resume_from = config.checkpoint if resumes(config.train, config.checkpoint) else None
-    pretrained = None if resume_from else config.checkpoint
+    pretrained = source_of_model(config.train, config.checkpoint)
 
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     data = instantiate(config.dataset)
@@ -84,6 +84,16 @@ def check_checkpoint(train: bool, checkpoint: str | None) -> None:
         raise ValueError("train=false only tests, and needs checkpoint=... to say what")
     if resumes(train, checkpoint) and not Path(str(checkpoint)).is_file():
         raise FileNotFoundError(f"checkpoint={checkpoint}: there is no such file to resume from")
+
+
+def source_of_model(train: bool, checkpoint: str | None) -> str | None:
+    """Where the model comes from; None is conf/model.
+
+    A run that began with a pretrained model is resumed with the model of its checkpoint, which no model= describes.
+    """
+    if checkpoint is None or not resumes(train, checkpoint):
+        return checkpoint
+    return checkpoint if read_checkpoint(checkpoint).get("visattn_pretrained") else None
 
 
 def refuse_sweep_over_processes(trainer: lightning.Trainer) -> None:

@@ -33,8 +33,8 @@ def cached_features(
 ) -> NDArray[np.float16]:
     """The backbone's tokens of all images, from a file that is computed if it doesn't exist yet.
 
-    The file is found by the backbone with its weights, the images and how they are prepared, and the views. Its rows
-    are read from disk when they are asked for.
+    The file is found by the backbone with its weights, the images and how they are prepared, the views, and the
+    precision if this is called within `torch.autocast`. Its rows are read from disk when they are asked for.
 
     Args:
         backbone: in evaluation mode, on any device.
@@ -57,7 +57,8 @@ def cached_features(
         raise ValueError(f"feature_views {views} is neither 1 (the images) nor 2 (their mirror images too)")
     if not len(images):
         raise ValueError(f"{title}: there are no images")
-    path = Path(folder or cache_folder() / "features") / f"{type(backbone).__name__}-{key(backbone, images, views)}.npy"
+    name = f"{type(backbone).__name__}-{key(backbone, images, views, precision(device))}.npy"
+    path = Path(folder or cache_folder() / "features") / name
     stored = read(path)
     if stored is None:
         backbone.to(device)
@@ -76,9 +77,15 @@ def read(path: Path) -> NDArray[np.float16] | None:
         return None
 
 
-def key(backbone: Backbone, images: StoredImages, views: int) -> str:
+def precision(device: torch.device | str) -> str | None:
+    """The type of numbers that autocast computes in on this device; None if it is off."""
+    kind = torch.device(device).type
+    return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+
+
+def key(backbone: Backbone, images: StoredImages, views: int, precision: str | None = None) -> str:
     """A hash of all that features depend on."""
-    settings = [_version, type(backbone).__name__, backbone.arguments, images.preprocess.arguments, views]
+    settings = [_version, type(backbone).__name__, backbone.arguments, images.preprocess.arguments, views, precision]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in backbone.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -185,15 +185,16 @@ class ImageCaptioning(lightning.LightningModule):
         """What the backbone sees in a split, computed by one process of each machine."""
 
         def features() -> NDArray[np.float16]:
-            return cached_features(
-                self.model.backbone.eval(),
-                data.stored_images(split),
-                views,
-                self.cache_folder,
-                device=self.device,
-                num_workers=data.num_workers,
-                title=f"features of {split}",
-            )
+            with self.trainer.precision_plugin.forward_context():
+                return cached_features(
+                    self.model.backbone.eval(),
+                    data.stored_images(split),
+                    views,
+                    self.cache_folder,
+                    device=self.device,
+                    num_workers=data.num_workers,
+                    title=f"features of {split}",
+                )
 
         first = features() if self.trainer.local_rank == 0 else None
         self.trainer.strategy.barrier()

@@ -73,6 +73,7 @@ class ImageClassification(lightning.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
+        self.is_pretrained = pretrained is not None
         if (backbone is None) == (pretrained is None):
             raise ValueError("give one of backbone (a new model) and pretrained (the source of a whole one)")
         if backbone is not None:
@@ -155,6 +156,7 @@ class ImageClassification(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # With this, visattn.load_pretrained reads a run's checkpoint like any published model.
         checkpoint["visattn_model"] = model_config(self.model)
+        checkpoint["visattn_pretrained"] = self.is_pretrained  # train.py resumes such a run with the model of this file
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         refuse_other_model(checkpoint.get("visattn_model"), model_config(self.model))
