@@ -90,6 +90,7 @@ class QuestionAnswering(lightning.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
+        self.is_pretrained = pretrained is not None
         if (backbone is None) == (pretrained is None):
             raise ValueError("give one of backbone (a new model) and pretrained (the source of a whole one)")
         if monitor != "val/accuracy":
@@ -97,7 +98,7 @@ class QuestionAnswering(lightning.LightningModule):
         start = start_from(str(pretrained), data, new_questions) if backbone is None else backbone
         if isinstance(start, Backbone):
             start = new_model(start, data, questions, encoder_depth, encoder_heads, dropout)
-        self.model = start.train()
+        self.model = start
         self.model.preprocess = data.preprocess
         self.learning_rate, self.backbone_learning_rate = learning_rate, backbone_learning_rate
         self.weight_decay, self.layer_decay, self.betas = weight_decay, layer_decay, betas
@@ -112,6 +113,7 @@ class QuestionAnswering(lightning.LightningModule):
         if compile:
             for part in (self.model.backbone, self.model.encoder, self.model.questions):
                 part.compile()
+        self.train()
 
     def train(self, mode: bool = True) -> QuestionAnswering:
         """As ever, but a frozen backbone stays as it is tested."""
@@ -210,6 +212,7 @@ class QuestionAnswering(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         # With this, visattn.load_pretrained reads a run's checkpoint like any published model.
         checkpoint["visattn_model"] = model_config(self.model)
+        checkpoint["visattn_pretrained"] = self.is_pretrained  # train.py resumes such a run with the model of this file
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         refuse_other_model(checkpoint.get("visattn_model"), model_config(self.model))
