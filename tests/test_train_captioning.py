@@ -15,11 +15,12 @@ from PIL import Image
 
 import visattn
 from visattn.checkpoints import read_checkpoint
-from visattn.evaluation.captions import evaluate
+from visattn.evaluation.captions import evaluate, evaluate_coco, read_references
 from visattn.heads import ImageCaptioner
 
 root = Path(__file__).parent.parent
-small = (
+coco = root.parent / "shared" / "data" / "coco_mini"
+scenes = (
     "dataset=shapes_captions",
     "dataset.image_size=16",
     "dataset.augmentation.crop_padding=1",
@@ -27,6 +28,8 @@ small = (
     "dataset.validation_scenes=5",
     "dataset.test_scenes=7",
     "dataset.batch_size=10",
+)
+small = (
     "+model.dim=16",
     "+model.depth=2",
     "+model.num_heads=2",
@@ -52,8 +55,9 @@ second_stage = (
 
 
 def train(*overrides: str) -> subprocess.CompletedProcess[str]:
-    """Runs train.py with a small captioner on few scenes."""
-    command = [sys.executable, "train.py", *small, *overrides]
+    """Runs train.py with a small captioner, on few scenes unless another data set is named."""
+    data = () if any(override.startswith("dataset=") for override in overrides) else scenes
+    command = [sys.executable, "train.py", *data, *small, *overrides]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -190,6 +194,20 @@ def test_features_of_a_frozen_backbone_are_kept_for_the_next_run(finished, tmp_p
     for name, value in before.state_dict().items():
         assert torch.equal(after.state_dict()[name], value), name
     assert_scores_are_those_of_the_results(tmp_path / "second")
+
+
+@pytest.mark.skipif(not coco.is_dir(), reason="needs ../shared/data/coco_mini")
+def test_coco_is_decoded_scored_and_written_in_its_own_format(finished, tmp_path):
+    """The words of shapes say little about photographs; their captions are scored all the same."""
+    result = succeed(f"hydra.run.dir={tmp_path}", "train=false", f"checkpoint={finished[0] / 'model'}",
+                     "dataset=coco_captions", f"dataset.root={coco}")  # fmt: skip
+    assert "test/METEOR" in result.stdout
+    scores = evaluate_coco(coco / "annotations" / "captions_val2017.json", tmp_path / "results.json").corpus
+    assert {entry["image_id"] for entry in json.loads((tmp_path / "results.json").read_text())} == set(
+        read_references(coco / "annotations" / "captions_val2017.json")
+    )
+    for name, value in scores.items():
+        assert metrics(tmp_path)[f"test/{name}"] == pytest.approx(value, rel=1e-5, abs=1e-7), name
 
 
 def assert_scores_are_those_of_the_results(folder: Path) -> None:

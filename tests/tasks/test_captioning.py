@@ -17,9 +17,10 @@ import visattn
 from tests.tasks.small_captions import FewScenes, few_scenes
 from visattn.backbones import local_hybrid_tiny, vit_local_tiny
 from visattn.checkpoints import save_pretrained
-from visattn.evaluation.captions import evaluate
+from visattn.evaluation.captions import METRICS, evaluate
 from visattn.heads import ImageClassifier
 from visattn.tasks import ImageCaptioning, StepSeed
+from visattn.tasks import captioning as captioning_module
 
 conf = train.Path(train.__file__).parent / "conf"
 
@@ -132,6 +133,33 @@ def test_the_loss_is_the_mean_over_words_and_ends(data, tmp_path):
         total += functional.cross_entropy(logits, token_ids[row, 1:length], label_smoothing=0.1, reduction="sum")
         words += length - 1
     torch.testing.assert_close(loss, total / words)
+
+
+def test_captions_of_one_image_share_its_memory_in_the_loss(tmp_path):
+    data = few_scenes(pairs="images", captions_per_image=3)
+    task = captioning(data).eval()
+    task.trainer = trainer(tmp_path)
+    images, token_ids, index = next(iter(data.train_dataloader()))
+    assert len(images) * 3 == len(token_ids) == len(index)
+    shared = task.word_loss(task.memory(images), token_ids, index)
+    repeated = task.word_loss(task.memory(images.repeat_interleave(3, dim=0)), token_ids, index)
+    torch.testing.assert_close(shared, repeated)
+
+
+def test_without_its_extra_meteor_is_left_out_with_one_warning(monkeypatch):
+    def missing():
+        raise ModuleNotFoundError('pip install "visattn[meteor]"')
+
+    monkeypatch.setattr(captioning_module, "Meteor", missing)
+    captioning_module.metrics.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"scored without METEOR: pip install"):
+            captioning_module.metrics()
+        assert set(METRICS) - set(captioning_module.metrics()) == {"METEOR"}  # without a second warning
+        with pytest.raises(ValueError, match="monitor 'val/METEOR' is none of"):
+            captioning(few_scenes(), monitor="val/METEOR")
+    finally:
+        captioning_module.metrics.cache_clear()
 
 
 def test_scheduled_sampling_grows_over_the_epochs(data, tmp_path):

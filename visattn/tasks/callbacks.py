@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -80,7 +81,7 @@ def architecture(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if name == "tokenizer":
-            flat[name] = hash(str(value))
+            flat[name] = hashlib.sha256(str(value).encode()).hexdigest()[:8]
         elif isinstance(value, dict) and name != "preprocess":
             flat |= architecture(value, f"{prefix}{name}.")
         elif name not in ("classes", "preprocess"):
