@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from visattn.checkpoints import bert_decoder
+from visattn.checkpoints import bert_captioner
 from visattn.checkpoints.published_captioner import assemble, prefixed, split, tie, token_id
 from visattn.heads import ImageCaptioner
 
@@ -37,9 +37,9 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
     image_weights, head, text_weights, rest = split(
         weights, "vision_model.", "text_decoder.cls.predictions.", "text_decoder.bert."
     )
-    backbone = bert_decoder.vision_transformer(vision, str(folder))
-    text_weights = bert_decoder.decoder_weights(text_weights) | prefixed("head.", head_weights(head))
-    decoder = bert_decoder.decoder(
+    backbone = bert_captioner.vision_transformer(vision, str(folder))
+    text_weights = bert_captioner.decoder_weights(text_weights) | prefixed("head.", head_weights(head))
+    decoder = bert_captioner.decoder(
         text,
         vision["hidden_size"],
         str(folder),
@@ -49,7 +49,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
     return assemble(
         backbone,
         decoder,
-        rest | prefixed("backbone.", bert_decoder.image_weights(image_weights)) | prefixed("decoder.", text_weights),
+        rest | prefixed("backbone.", bert_captioner.image_weights(image_weights)) | prefixed("decoder.", text_weights),
         config,
         folder,
         start_id=token_id((text,), ("bos_token_id",), folder),

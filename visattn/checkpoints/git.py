@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from visattn.checkpoints import bert_decoder
+from visattn.checkpoints import bert_captioner
 from visattn.checkpoints.native import CheckpointError
 from visattn.checkpoints.published_captioner import assemble, prefixed, split, tie, token_id
 from visattn.heads import ImageCaptioner
@@ -41,11 +41,11 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
     image_weights, projection, head, text_weights, rest = split(
         weights, "git.image_encoder.vision_model.", "git.visual_projection.visual_projection.", "output.", "git."
     )
-    backbone = bert_decoder.vision_transformer(vision, str(folder), pre_norm=True, patch_bias=False)
-    text_weights = bert_decoder.decoder_weights(text_weights) | prefixed("head.", head)
+    backbone = bert_captioner.vision_transformer(vision, str(folder), pre_norm=True, patch_bias=False)
+    text_weights = bert_captioner.decoder_weights(text_weights) | prefixed("head.", head)
     for name, tensor in projection.items():
         text_weights[name.replace("0.", "memory_projection.").replace("1.", "memory_norm.")] = tensor
-    decoder = bert_decoder.decoder(
+    decoder = bert_captioner.decoder(
         config,
         vision["hidden_size"],
         str(folder),
@@ -57,7 +57,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
     return assemble(
         backbone,
         decoder,
-        rest | prefixed("backbone.", bert_decoder.image_weights(image_weights)) | prefixed("decoder.", text_weights),
+        rest | prefixed("backbone.", bert_captioner.image_weights(image_weights)) | prefixed("decoder.", text_weights),
         config,
         folder,
         start_id=token_id(sources, ("bos_token_id",), folder),
