@@ -9,9 +9,9 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-    from visattn.heads import ImageCaptioner, ImageClassifier
+    from visattn.heads import ImageCaptioner, ImageClassifier, VisualQuestionAnswerer
 
-Kind = Literal["classification", "captioning"]
+Kind = Literal["classification", "captioning", "question_answering"]
 default_weights: dict[Kind, str] = {
     "classification": "local_hybrid_tiny_cifar10",
     "captioning": "flickr8k_captioner",
@@ -41,6 +41,16 @@ CaptionerOption = Annotated[
         help=_sources.format("", default_weights["captioning"]),
     ),
 ]
+AnswererOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        "-c",
+        metavar="SOURCE",
+        show_default=False,
+        help="a model folder, a run's .ckpt or an id on the Hugging Face hub",
+    ),
+]
 ArchitectureOption = Annotated[
     str | None,
     typer.Option(
@@ -64,7 +74,7 @@ def open_classifier(checkpoint: str | None, architecture: str | None, device: st
 
     model, source = open_model(checkpoint, architecture, device, "classification")
     if not isinstance(model, ImageClassifier):
-        raise ValueError(f"{source}: writes captions and has no classes; visattn caption uses it")
+        raise ValueError(f"{source}: has no classes, {what_it_does(model)}")
     return model
 
 
@@ -78,8 +88,31 @@ def open_captioner(checkpoint: str | None, device: str) -> ImageCaptioner:
 
     model, source = open_model(checkpoint, None, device, "captioning")
     if not isinstance(model, ImageCaptioner):
-        raise ValueError(f"{source}: writes no captions; visattn classify and visattn attend use it")
+        raise ValueError(f"{source}: writes no captions, {what_it_does(model)}")
     return model
+
+
+def open_question_answerer(checkpoint: str | None, device: str) -> VisualQuestionAnswerer:
+    """The model that answers questions on its device, in eval mode, with a `preprocess`.
+
+    Raises:
+        As `open_classifier`.
+    """
+    from visattn.heads import VisualQuestionAnswerer
+
+    model, source = open_model(checkpoint, None, device, "question_answering")
+    if not isinstance(model, VisualQuestionAnswerer):
+        raise ValueError(f"{source}: answers no questions, {what_it_does(model)}")
+    return model
+
+
+def what_it_does(model: Any) -> str:
+    """How to go on with a model of another kind."""
+    return {
+        "ImageClassifier": "it is a classifier: visattn classify, visattn attend",
+        "ImageCaptioner": "it is a captioner: visattn caption, visattn demo",
+        "VisualQuestionAnswerer": "it answers questions: visattn ask",
+    }.get(type(model).__name__, f"it is a {type(model).__name__}, for visattn.load_pretrained")
 
 
 def open_model(checkpoint: str | None, architecture: str | None, device: str, kind: Kind) -> tuple[Any, str]:
@@ -111,14 +144,16 @@ def default_of(kind: Kind, shipped: list[str]) -> str:
     Raises:
         ValueError: none are shipped, or several without the default one.
     """
-    if default_weights[kind] in shipped:
-        return default_weights[kind]
+    default = default_weights.get(kind)
+    if default in shipped:
+        return default
     if len(shipped) == 1:
         return shipped[0]
     if shipped:
         raise ValueError(f"several weights are shipped, say which by --checkpoint: {', '.join(sorted(shipped))}")
     raise ValueError(
-        f"no weights for {kind} are shipped with this installation; say --checkpoint, e.g. the model/ folder of a run"
+        f"no weights for {kind.replace('_', ' ')} are shipped with this installation; say --checkpoint, e.g. the "
+        "model/ folder of a run"
     )
 
 

@@ -2,18 +2,22 @@
 
 from visattn.interpret.layer import Layer, attention_layers, layer_attention
 from visattn.interpret.pictures import attention_figure, draw_attention, prediction_grid, view_of, word_figure
+from visattn.interpret.questions import AnswerExplanation, QuestionWord, explain_answer
 from visattn.interpret.record import record_attention
 from visattn.interpret.relevance import attention_heatmap, attention_rollout
 from visattn.interpret.words import WordAttention, word_attention
 
 __all__ = [
+    "AnswerExplanation",
     "Layer",
+    "QuestionWord",
     "WordAttention",
     "attention_figure",
     "attention_heatmap",
     "attention_layers",
     "attention_rollout",
     "draw_attention",
+    "explain_answer",
     "layer_attention",
     "prediction_grid",
     "record_attention",
