@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from visattn.backbones import vit_tiny
 from visattn.checkpoints import model_config
 from visattn.heads import ImageClassifier
 from visattn.tasks.callbacks import refuse_other_model
-from visattn.tasks.optimization import parameter_groups
+from visattn.tasks.optimization import parameter_groups, scheduled_optimizer
 
 
 def small_classifier(**overrides) -> ImageClassifier:
@@ -49,6 +52,40 @@ def test_vectors_and_tables_are_not_decayed():
     names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
     assert "head.weight" in names
     assert not names & {"head.bias", "backbone.class_token", "backbone.position_embedding", "backbone.norm.weight"}
+
+
+def test_muon_moves_the_matrices_within_the_backbone_by_orthogonal_ones_and_the_rest_as_adamw():
+    torch.manual_seed(0)
+    model = small_classifier()
+    groups = parameter_groups(model, model.backbone, 0.01, 0.0)
+    muon = {id(parameter) for group in groups if not group["use_fallback"] for parameter in group["params"]}
+    within = {name for name, parameter in model.named_parameters() if id(parameter) in muon}
+    layers = ("attention.qkv", "attention.projection", "mlp.fc1", "mlp.fc2")
+    assert within == {f"backbone.blocks.{block}.{layer}.weight" for block in range(2) for layer in layers}
+
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = SimpleNamespace(precision="32-true", estimated_stepping_batches=10, max_epochs=1)
+    made = scheduled_optimizer(SimpleNamespace(trainer=trainer), groups, (0.9, 0.999), 0.0, 0.01, "muon")
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * torch.linspace(1, 5, parameter.shape[-1])
+    made["optimizer"].step()
+    name = "backbone.blocks.0.mlp.fc1.weight"
+    step = model.get_parameter(name).detach() - before[name]
+    assert spread(step) < 0.5 * spread(model.get_parameter(name).grad)
+    bias = model.get_parameter("head.bias").detach() - before["head.bias"]
+    torch.testing.assert_close(bias.abs(), torch.full((3,), 0.01), rtol=1e-3, atol=0)
+
+
+def spread(matrix: torch.Tensor) -> float:
+    """The largest singular value over the smallest: 1 for an orthogonal matrix."""
+    values = torch.linalg.svdvals(matrix)
+    return float(values.max() / values.min())
+
+
+def test_an_unknown_optimizer_is_refused():
+    trainer = SimpleNamespace(precision="32-true", estimated_stepping_batches=10, max_epochs=1)
+    with pytest.raises(ValueError, match="optimizer 'sgd' is unknown; choose adamw or muon"):
+        scheduled_optimizer(SimpleNamespace(trainer=trainer), [], (0.9, 0.999), 0.0, 0.01, "sgd")
 
 
 def test_another_model_is_refused_and_the_difference_named():

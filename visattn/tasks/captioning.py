@@ -26,7 +26,7 @@ from visattn.heads import CaptionDecoder, ImageCaptioner, ImageClassifier
 from visattn.interpret.caption_grid import caption_grid
 from visattn.tasks.callbacks import refuse_other_backbone, refuse_other_model
 from visattn.tasks.caption_features import cached_features
-from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_adamw
+from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_optimizer
 from visattn.tasks.self_critical import CaptionReward, pad_samples, policy_gradient_loss, sequence_log_probabilities
 
 
@@ -318,7 +318,7 @@ class ImageCaptioning(lightning.LightningModule):
             self.layer_decay,
             self.backbone_learning_rate,
         )
-        return scheduled_adamw(self, groups, self.betas, self.warmup_epochs, self.final_learning_rate)
+        return scheduled_optimizer(self, groups, self.betas, self.warmup_epochs, self.final_learning_rate)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -20,7 +20,7 @@ from visattn.files import atomic_path
 from visattn.heads import ImageClassifier
 from visattn.interpret import attention_heatmap, prediction_grid
 from visattn.tasks.callbacks import refuse_other_model
-from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_adamw
+from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_optimizer
 
 
 class ImageClassification(lightning.LightningModule):
@@ -32,6 +32,7 @@ class ImageClassification(lightning.LightningModule):
         pretrained: a source of `visattn.load_pretrained` to start from. Its head is kept if it has as many classes as
             the data.
         replace_head: give a pretrained model of other classes a new head, to be trained, rather than refuse it.
+        optimizer: "adamw", or "muon", which learns in fewer epochs at about three times the learning rate.
         learning_rate: the peak of the schedule.
         weight_decay: of matrices and kernels; vectors and position tables are not decayed.
         layer_decay: factor on the learning rate from each layer to the one below it; 1 for training from scratch.
@@ -59,6 +60,7 @@ class ImageClassification(lightning.LightningModule):
         pretrained: str | None = None,
         *,
         replace_head: bool,
+        optimizer: str,
         learning_rate: float,
         weight_decay: float,
         layer_decay: float,
@@ -83,6 +85,7 @@ class ImageClassification(lightning.LightningModule):
             self.model = start_from(str(pretrained), data, replace_head).train()
         self.model.classes = tuple(data.classes)
         self.model.preprocess = data.preprocess
+        self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.layer_decay = layer_decay
@@ -148,7 +151,9 @@ class ImageClassification(lightning.LightningModule):
         groups = parameter_groups(
             self.model, self.model.backbone, self.learning_rate, self.weight_decay, self.layer_decay
         )
-        return scheduled_adamw(self, groups, self.betas, self.warmup_epochs, self.final_learning_rate)
+        return scheduled_optimizer(
+            self, groups, self.betas, self.warmup_epochs, self.final_learning_rate, self.optimizer
+        )
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -9,6 +9,7 @@ import lightning
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import Muon
 from torch import Tensor, nn
 
 from visattn.backbones import Backbone
@@ -27,6 +28,8 @@ def parameter_groups(
     Vectors (biases, norms, layer scales) and embedding-like tables (tokens, position embeddings and biases) are not
     decayed. With `layer_decay` below 1 the learning rate of backbone layer i of n is
     `backbone_learning_rate * layer_decay ** (n - i)`; parameters outside the backbone train at `learning_rate`.
+    `use_fallback` is false for the matrices and kernels between the backbone's first layer and the head, which are what
+    Muon is for; it leaves all others to AdamW.
 
     Args:
         backbone: a part of `model`.
@@ -35,36 +38,53 @@ def parameter_groups(
     Source: layer-wise decay as in BEiT (Bao et al. 2022, https://arxiv.org/abs/2106.08254), section 3.
     """
     names_in_backbone = {id(parameter): name for name, parameter in backbone.named_parameters()}
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_table = any(word in name for word in ("token", "position", "logit_scale"))
         decay = 0.0 if parameter.ndim <= 1 or is_table else weight_decay
-        rate = learning_rate
+        rate, within = learning_rate, False
         if id(parameter) in names_in_backbone:
             rate = learning_rate if backbone_learning_rate is None else backbone_learning_rate
-            if layer_decay != 1.0:
-                rate *= layer_decay ** (backbone.num_layers - backbone.layer_of(names_in_backbone[id(parameter)]))
-        group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
-        group["params"].append(parameter)
+            layer = backbone.layer_of(names_in_backbone[id(parameter)])
+            rate *= layer_decay ** (backbone.num_layers - layer)
+            within = layer > 0 and parameter.ndim > 1 and not is_table
+        values = {"params": [], "lr": rate, "weight_decay": decay, "use_fallback": not within}
+        groups.setdefault((rate, decay, within), values)["params"].append(parameter)
     return list(groups.values())
 
 
-def scheduled_adamw(
+def scheduled_optimizer(
     task: lightning.LightningModule,
     groups: list[dict],
     betas: Sequence[float],
     warmup_epochs: float,
     final_learning_rate: float,
+    name: str = "adamw",
 ) -> OptimizerLRScheduler:
-    """AdamW over parameter groups, with `warmup_cosine` over the run's steps: what `configure_optimizers` returns.
+    """An optimizer of parameter groups, with `warmup_cosine` over the run's steps: what `configure_optimizers` returns.
 
-    Source: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.
+    Args:
+        betas: of AdamW.
+        name: "adamw"; or "muon", whose steps are orthogonal matrices of the size of AdamW's steps.
+
+    Raises:
+        ValueError: the name is neither.
+
+    Source: AdamW, Loshchilov & Hutter 2019 (https://arxiv.org/abs/1711.05101); Muon, Jordan et al. 2024
+        (https://kellerjordan.github.io/posts/muon), scaled as in Liu et al. 2025 (https://arxiv.org/abs/2502.16982).
     """
     trainer = task.trainer
-    fused = trainer.precision != "16-mixed"  # whose gradient scaler must undo the scale before clipping
-    optimizer = torch.optim.AdamW(groups, betas=(float(betas[0]), float(betas[1])), fused=fused)
+    moments = (float(betas[0]), float(betas[1]))
+    optimizer: torch.optim.Optimizer
+    if name == "adamw":
+        fused = trainer.precision != "16-mixed"  # whose gradient scaler must undo the scale before clipping
+        optimizer = torch.optim.AdamW(groups, betas=moments, fused=fused)
+    elif name == "muon":
+        optimizer = Muon(groups, betas=moments, nesterov=True, ns_steps=3)
+    else:
+        raise ValueError(f"optimizer {name!r} is unknown; choose adamw or muon")
     total_steps = int(trainer.estimated_stepping_batches)
     steps_per_epoch = total_steps / max(trainer.max_epochs or 1, 1)
     factor = warmup_cosine(round(warmup_epochs * steps_per_epoch), total_steps, final_learning_rate)

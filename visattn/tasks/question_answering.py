@@ -26,7 +26,7 @@ from visattn.interpret.answer_grid import answer_grid
 from visattn.interpret.questions import explain_answer
 from visattn.tasks.callbacks import refuse_other_model
 from visattn.tasks.captioning import gathered
-from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_adamw
+from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_optimizer
 from visattn.text.answers import normalize_answer
 
 
@@ -204,7 +204,7 @@ class QuestionAnswering(lightning.LightningModule):
             self.layer_decay,
             self.backbone_learning_rate,
         )
-        return scheduled_adamw(self, groups, self.betas, self.warmup_epochs, self.final_learning_rate)
+        return scheduled_optimizer(self, groups, self.betas, self.warmup_epochs, self.final_learning_rate)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
