@@ -80,3 +80,11 @@ def test_a_network_of_timm_is_chosen_by_its_name():
 def test_a_dataset_brings_its_task_and_another_can_be_chosen():
     assert "ImageClassification" in composed("dataset=cifar10").task._target_
     assert composed("dataset=cifar10").dataset.root == "data"
+
+
+@pytest.mark.parametrize(("dataset", "metric"), [("shapes", "val/accuracy"), ("shapes_captions", "val/CIDEr")])
+def test_the_task_names_the_metric_that_picks_the_best_epoch_and_stops_early(dataset, metric):
+    callbacks = composed(f"dataset={dataset}").callbacks
+    assert callbacks.best.monitor == callbacks.early_stopping.monitor == metric
+    other = composed(f"dataset={dataset}", "task.monitor=val/other").callbacks
+    assert other.best.monitor == other.early_stopping.monitor == "val/other"
