@@ -132,7 +132,7 @@ def test_a_drawing_is_never_written_over_the_pictures(captioners, pictures, run)
 def test_a_classifier_is_refused(checkpoints, pictures, run):
     code, output, errors = run("caption", pictures / "plain.png", "-c", checkpoints["vit"])
     assert (code, output) == (1, "")
-    assert "vit: writes no captions; visattn classify and visattn attend use it" in errors
+    assert "vit: writes no captions, it is a classifier: visattn classify, visattn attend" in errors
 
 
 def test_without_a_checkpoint_the_shipped_captioner_is_used(captioners, pictures, tmp_path, monkeypatch, run):

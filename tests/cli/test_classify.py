@@ -149,7 +149,7 @@ def test_a_captioner_is_refused(command, pictures, tmp_path, run):
     save_pretrained(captioner_of("cross"), tmp_path / "captioner")
     code, output, errors = run(command, pictures / "plain.png", "-c", tmp_path / "captioner")
     assert (code, output) == (1, "")
-    assert "captioner: writes captions and has no classes; visattn caption uses it" in errors
+    assert "captioner: has no classes, it is a captioner: visattn caption, visattn demo" in errors
 
 
 def test_a_huge_picture_is_refused(checkpoints, tmp_path, run):

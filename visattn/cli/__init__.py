@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from visattn.cli import ask, attend, caption, classify, models, score_captions
+from visattn.cli import ask, attend, caption, classify, demo, models, score_captions
 
 app = typer.Typer(
     help="Vision models whose attention can be looked at. `visattn COMMAND --help` has examples.",
@@ -18,6 +18,7 @@ app.command("classify")(classify.main)
 app.command("caption")(caption.main)
 app.command("ask")(ask.main)
 app.command("attend")(attend.main)
+app.command("demo")(demo.main)
 app.command("score-captions")(score_captions.main)
 
 
