@@ -40,8 +40,9 @@ class CaptionData(ResumableData):
     """Loaders over images with captions in three splits, which `read_splits` of each data set gives.
 
     A training batch is (images (B, 3, H, W), token ids (B * n, T), image index (B * n,)) with n captions of each image,
-    one of evaluation (images, image index). The index is a place in `splits[split]`, or -1 for what only fills up a batch of several processes. Once
-    `use_features` was called, features (B, tokens, channels) stand in place of the images.
+    one of evaluation (images, image index). The index is a place in `splits[split]`, or -1 for what only fills up a
+    batch of several processes. Once `use_features` was called, features (B, tokens, channels) stand in place of the
+    images.
 
     Args:
         image_size: side in pixels.
