@@ -13,7 +13,7 @@ from tests.checkpoints.published_captioners import (
     text_sizes,
 )
 from tests.checkpoints.test_published_preprocess import picture
-from visattn.checkpoints import CheckpointError, load_pretrained
+from visattn.checkpoints import CheckpointError, load_pretrained, save_pretrained
 from visattn.heads import ImageCaptioner
 
 
@@ -91,6 +91,21 @@ def test_pictures_are_prepared_as_published(original, model, folder):
     torch.testing.assert_close(
         torch.stack([model.preprocess(image) for image in pictures]), expected, rtol=0, atol=1e-5
     )
+
+
+def test_a_picture_gets_the_caption_that_transformers_gives_it(original, model, folder, tokenizer):
+    image = picture(333, 500)
+    prepared = torch.tensor(BlipImageProcessorPil.from_pretrained(folder)(image)["pixel_values"][0][None])
+    output = original.generate(pixel_values=prepared, num_beams=3, max_new_tokens=9, do_sample=False)
+    [[caption]] = model.caption(image, num_beams=3, max_new_tokens=9)
+    assert caption.text == tokenizer.decode(output[0], skip_special_tokens=True).strip() != ""
+
+
+def test_it_comes_back_from_our_own_format(model, tmp_path):
+    save_pretrained(model, tmp_path)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.tokenizer.arguments == model.tokenizer.arguments
+    assert loaded.caption(pixels(), max_new_tokens=9) == model.caption(pixels(), max_new_tokens=9)
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 """A loaded model prepares a picture as its publishers did."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -10,6 +13,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
 
 from visattn.checkpoints import load_pretrained
+from visattn.checkpoints.transformers import preprocess_of
 
 small = {"embed_dim": 24, "depth": 1, "num_heads": 2}
 published = {
@@ -70,3 +74,20 @@ def test_pixels_equal_those_of_the_image_processor_of_transformers(kind, size, t
     expected = torch.tensor(np.asarray(processor(picture(*size))["pixel_values"][0]))
     pixels = load_pretrained(tmp_path).preprocess(picture(*size))
     torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-5)
+
+
+photos = sorted((Path(__file__).parents[3] / "shared/data/coco_mini/train2017").glob("*.jpg"))[:2]
+
+
+@pytest.mark.skipif(not photos, reason="needs ../shared/data/coco_mini/train2017")
+@pytest.mark.parametrize("name", ["ViTImageProcessor", "CLIPImageProcessor", "BlipImageProcessor"])
+def test_photos_are_prepared_for_captioners_as_by_transformers(name, tmp_path):
+    """To the bit as by PIL there, to a grey level as by torchvision, which rounds otherwise while it resizes."""
+    for backend, tolerance in (("Pil", 1e-5), ("", 0.02)):
+        processor = getattr(transformers, f"{name}{backend}")()
+        processor.save_pretrained(tmp_path)
+        preprocess = preprocess_of(json.loads((tmp_path / "preprocessor_config.json").read_text()), (224, 224))
+        for photo in photos:
+            image = Image.open(photo).convert("RGB")
+            expected = torch.tensor(np.asarray(processor(image)["pixel_values"][0]))
+            torch.testing.assert_close(preprocess(image), expected, rtol=0, atol=tolerance)

@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub.utils import filter_repo_objects
 from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from tests.checkpoints.published_captioners import (
@@ -156,6 +158,26 @@ def test_options_of_gpt_2_are_followed(options, tmp_path):
     token_ids = torch.randint(len(tokenizer), (3, 9))
     logits = original(pixel_values=pixels(), decoder_input_ids=token_ids).logits
     torch.testing.assert_close(model(pixels(), token_ids), logits, rtol=0, atol=1e-4)
+
+
+def test_a_hub_id_brings_weights_and_tokenizer(vit, tmp_path, monkeypatch):
+    """The hub's own choice among the files of a repository as the first captioners had them."""
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    repository.mkdir(), cache.mkdir()
+    rewrite(vit, repository, dict)
+    (repository / "tokenizer.json").unlink()
+    (repository / "rust_model.ot").write_text("of no use")
+
+    def download(name, allow_patterns):
+        assert name == "somebody/some-captioner"
+        for file in filter_repo_objects([path.name for path in repository.iterdir()], allow_patterns=allow_patterns):
+            shutil.copy(repository / file, cache)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    one, other = load_pretrained(vit), load_pretrained("somebody/some-captioner")
+    assert one.caption(pixels(), max_new_tokens=9) == other.caption(pixels(), max_new_tokens=9)
+    assert not (cache / "rust_model.ot").exists()
 
 
 def test_a_missing_weight_and_an_unknown_one_are_named(vit, tmp_path):

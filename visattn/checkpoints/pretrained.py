@@ -64,7 +64,7 @@ def load_pretrained(
         source: a folder with `config.json` (ours, timm's or transformers'), a checkpoint of a run of train.py, a bare
             weights file, a name of `list_models(pretrained=True)`, "efficientnet_lite0" to 2 (with the extra
             `visattn[efficientnet]`), or an id on the Hugging Face hub such as
-            "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k".
+            "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k" or "nlpconnect/vit-gpt2-image-captioning".
         architecture: for a bare weights file, its name in timm, such as "vit_tiny_patch16_224".
         num_classes: how many logits are wanted; another number than the source has gets a new head with random weights,
             to be trained. None keeps the source's.

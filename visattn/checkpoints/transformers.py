@@ -1,6 +1,7 @@
 """The layout of transformers: ViT, DeiT, DINOv2 (also with registers) and Swin, with or without a classifier.
 
-It is read from the keys and `config.json` alone; the package itself isn't needed.
+It is read from the keys and `config.json` alone; the package itself isn't needed. Captioners have files of their own:
+vision_encoder_decoder.py, git.py, blip.py.
 """
 
 from __future__ import annotations
