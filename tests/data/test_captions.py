@@ -353,6 +353,11 @@ def test_a_batch_has_the_index_of_the_image_beside_each_of_its_captions():
         assert torch.equal(index[::2], index[1::2])
 
 
+def test_no_captions_of_an_image_are_an_error():
+    with pytest.raises(ValueError, match="captions_per_image 0 must be at least 1"):
+        Numbered(captions_per_image=0)
+
+
 def test_the_smallest_batch_is_kept_when_there_are_few_captions():
     data = Numbered(batch_size=1000)
     ((images, token_ids, index),) = epoch_of(data)

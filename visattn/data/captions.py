@@ -69,7 +69,7 @@ class CaptionData(ResumableData):
         features: see `use_features`.
 
     Raises:
-        ValueError: the augmentation mixes images.
+        ValueError: the augmentation mixes images, or captions_per_image is below 1.
         FileNotFoundError: in `setup`, the tokenizer is neither of the two nor a folder.
     """
 
@@ -94,6 +94,8 @@ class CaptionData(ResumableData):
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         self.image_size, self.pairs, self.captions_per_image = image_size, pairs, captions_per_image
+        if captions_per_image < 1:
+            raise ValueError(f"captions_per_image {captions_per_image} must be at least 1")
         self.augmentation = dict(augmentation or {})
         self.tokenizer_source, self.min_count = tokenizer, min_count
         self.vocabulary_size, self.max_length = vocabulary_size, max_length
