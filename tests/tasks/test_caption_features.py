@@ -62,6 +62,15 @@ def test_a_second_run_reads_what_the_first_computed(backbone, data, tmp_path):
     assert (tmp_path / name).stat().st_mtime_ns == before
 
 
+def test_features_computed_in_bfloat16_are_kept_apart(backbone, data, tmp_path):
+    exact = cached_features(backbone, data.stored_images("validation"), 1, tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = cached_features(backbone, data.stored_images("validation"), 1, tmp_path)
+    assert len(files(tmp_path)) == 2
+    assert not np.array_equal(rounded, exact)
+    np.testing.assert_allclose(rounded, exact, atol=0.1)
+
+
 def test_all_that_features_depend_on_makes_another_file(backbone, data, tmp_path):
     cached_features(backbone, data.stored_images("train"), 1, tmp_path)
     cached_features(backbone, data.stored_images("train"), 2, tmp_path)
