@@ -103,7 +103,7 @@ def test_several_pictures_are_explained_in_a_folder(captioners, pictures, tmp_pa
     [
         (["--nbest", "4", "--beams", "3"], "--nbest 4 of --beams 3"),
         (["--explain", "words.txt"], "--explain words.txt: write to a .png"),
-        (["--max-words", "99"], "more than the 30 positions of this decoder"),
+        (["--max-words", "99"], "99 words, start included, exceed the 30 positions"),
         (["-c", "no/where/near"], "there is no such file or folder"),
         (["--device", "nothing"], "--device nothing is not to be had here"),
     ],

@@ -35,5 +35,8 @@ def captioner_of(kind):
     )
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.3)
+    # Neither end nor other ids that are no words are likely, so that captions have as many words as they may.
+    specials = [tokenizer.start_id, tokenizer.end_id, tokenizer.padding_id, tokenizer.unknown_id]
+    model.decoder.embedding.weight.data[[number for number in specials if number is not None]] = 0
     model.preprocess = Preprocess(32, resize=36)
     return model.eval()
