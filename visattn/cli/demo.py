@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -74,10 +75,26 @@ def check_extra() -> None:
     Raises:
         ImportError: it is.
     """
+    if find_spec("gradio") is None:
+        raise ImportError('the demo needs Gradio: pip install "visattn[demo]"')
+
+
+def describe_upload(
+    model: ImageCaptioner, upload: dict[str, Any] | None, beams: int, max_words: int
+) -> tuple[Description | None, str, str]:
+    """What is on a picture, and the text to show with a title above it: the caption, or why there is none.
+
+    Args:
+        upload: the "path" of a file, and its "orig_name" on the machine that it comes from; None: there is none.
+    """
+    if upload is None or not upload.get("path"):
+        return None, "", "Caption"
+    path = Path(upload["path"])
     try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f'the demo needs Gradio: pip install "visattn[demo]" ({error})') from error
+        description = describe(model, path, beams, max_words)
+    except (ValueError, OSError) as error:
+        return None, str(error).replace(str(path), upload.get("orig_name") or path.name), "This cannot be described"
+    return description, description.text, "Caption"
 
 
 def describe(model: ImageCaptioner, path: Path, beams: int, max_words: int) -> Description:
@@ -113,21 +130,13 @@ def build_page(model: ImageCaptioner, beams: int, max_words: int) -> Any:
     import gradio
 
     def on_picture(upload: dict[str, Any] | None) -> tuple[Description | None, Any, Any, Any]:
-        nothing = gradio.Radio([], value=None, visible=False), gradio.Image(None, label=_unmarked)
-        if upload is None or not upload.get("path"):
-            return None, gradio.Textbox("", label="Caption"), *nothing
-        path = Path(upload["path"])
-        try:
-            description = describe(model, path, beams, max_words)
-        except (ValueError, OSError) as error:
-            reason = str(error).replace(str(path), upload.get("orig_name") or path.name)
-            return None, gradio.Textbox(reason, label="This cannot be described"), *nothing
-        choices = [(word.word, number) for number, word in enumerate(description.words)]
+        description, text, title = describe_upload(model, upload, beams, max_words)
+        choices = [] if description is None else [(word.word, n) for n, word in enumerate(description.words)]
         return (
             description,
-            gradio.Textbox(description.text, label="Caption"),
+            gradio.Textbox(text, label=title),
             gradio.Radio(choices, value=None, visible=bool(choices)),
-            gradio.Image(description.view, label=_unmarked),
+            gradio.Image(None if description is None else description.view, label=_unmarked),
         )
 
     def on_word(description: Description | None, number: int | None) -> Any:
