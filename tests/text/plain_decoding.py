@@ -23,7 +23,8 @@ def small_decoder(seed: int, vocabulary: int = 23, style: str = "cross", end: fl
     )
     for name, parameter in decoder.named_parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=spread if "head" in name else 0.4, generator=generator)
+            std = spread if "head" in name else 0.4
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)  # however it lies in memory
     decoder.head.bias.data[END] += end
     return decoder.eval()
 
@@ -133,6 +134,49 @@ def plain_diverse_beam_search(probabilities, start, max_new_tokens, num_beams, n
         for step, words in own.items():
             taken[step] = taken.get(step, []) + words
     return sorted(captions.values(), key=lambda caption: -caption[0])
+
+
+def contains(words: list[int], forced: list[int]) -> bool:
+    return any(words[i : i + len(forced)] == forced for i in range(len(words)))
+
+
+def plain_grid_search(
+    probabilities, start, max_new_tokens, num_beams, forced_words, length_penalty=1.0, early_stopping=False
+):
+    """Finished captions as (score, words, whether it has an end): a beam for each number of forced ids so far."""
+    total_length = sum(map(len, forced_words))
+
+    def place(words: list[int]) -> int:
+        found = [forced for forced in forced_words if contains(words, forced)]
+        begun = [
+            size
+            for forced in forced_words
+            if forced not in found
+            for size in range(1, len(forced))
+            if words[-size:] == forced[:size]
+        ]
+        return sum(map(len, found)) + max(begun, default=0)
+
+    running, finished = [(0.0, [])], []
+    for length in range(1, max_new_tokens + 1):
+        beams: dict[int, list] = {}
+        for score, words in running:
+            for word, log_probability in enumerate(probabilities(words)):
+                if word != END or place(words) == total_length:
+                    where = total_length if word == END else place([*words, word])
+                    beams.setdefault(where, []).append((score + log_probability, [*words, word]))
+        running = []
+        for where, candidates in beams.items():
+            top = sorted(candidates, key=lambda candidate: -candidate[0])[: 2 * num_beams]
+            running += [candidate for candidate in top if candidate[1][-1] != END][:num_beams]
+            if where == total_length:
+                ends = [c for c in top[:num_beams] if c[1][-1] == END or length == max_new_tokens]
+                finished += [(score / length**length_penalty, text) for score, text in ends]
+        finished = sorted(finished, key=lambda caption: -caption[0])[:num_beams]
+        best = max(score for score, _ in running) / length**length_penalty
+        if len(finished) == num_beams and (early_stopping or best <= finished[-1][0]):
+            break
+    return [(score, [word for word in text if word != END], text[-1] == END) for score, text in finished]
 
 
 def all_captions(probabilities, vocabulary, max_new_tokens, length_penalty=1.0):

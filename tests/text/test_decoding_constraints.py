@@ -2,15 +2,22 @@
 
 import pytest
 
-from tests.text.plain_decoding import END, PADDING, START, all_captions, image_tokens, probabilities_of, small_decoder
+from tests.text.plain_decoding import (
+    END,
+    PADDING,
+    START,
+    all_captions,
+    contains,
+    image_tokens,
+    plain_grid_search,
+    probabilities_of,
+    small_decoder,
+    total,
+)
 from visattn.text import generate
 from visattn.text.constrained_beam_search import ForcedWords
 
 ids = {"start_ids": [START], "end_id": END, "padding_id": PADDING}
-
-
-def contains(words, forced):
-    return any(words[i : i + len(forced)] == forced for i in range(len(words)))
 
 
 @pytest.mark.parametrize(
@@ -68,15 +75,22 @@ def test_narrow_beams_find_captions_with_all_forced_words(num_beams, forced_word
                 assert all(contains(caption.token_ids, forced) for forced in forced_words)
 
 
-def test_words_that_the_model_chooses_anyway_change_nothing():
-    decoder, memory = small_decoder(4, end=0.5), image_tokens(4)
-    for image, [caption] in enumerate(generate(decoder, memory, num_beams=4, max_new_tokens=8, **ids)):
-        forced_words = [caption.token_ids[1:3]]
-        [[forced]] = generate(
-            decoder, memory[image, None], num_beams=4, max_new_tokens=8, forced_words=forced_words, **ids
-        )
-        assert forced.token_ids == caption.token_ids
-        assert forced.log_probability == pytest.approx(caption.log_probability, abs=1e-4)
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(
+    "forced_words", [[[17]], [[17], [20]], [[0, 3, 0, 11]], [[9, 9], [9, 10]], [[0], [3, 3]]], ids=str
+)
+@pytest.mark.parametrize("options", [{}, {"length_penalty": 0.0, "early_stopping": True}], ids=str)
+def test_narrow_beams_equal_a_plain_search(num_beams, forced_words, options):
+    for seed in range(2):
+        decoder, memory = small_decoder(seed, end=2.0), image_tokens(seed)
+        options = options | {"num_beams": num_beams, "forced_words": forced_words}
+        captions = generate(decoder, memory, max_new_tokens=7, num_return=num_beams, **ids, **options)
+        for image, group in enumerate(captions):
+            probabilities = probabilities_of(decoder, memory[image], [START])
+            expected = plain_grid_search(probabilities, [START], 7, **options)
+            assert [caption.token_ids for caption in group] == [words for _, words, _ in expected]
+            for caption, (_, words, has_end) in zip(group, expected, strict=True):
+                assert caption.log_probability == pytest.approx(total(probabilities, words, has_end), abs=1e-4)
 
 
 def test_a_machine_reads_how_far_the_forced_words_have_come():

@@ -29,10 +29,19 @@ def seeded(seed):
 
 def test_captions_are_as_frequent_as_probable():
     decoder, memory, draws = small_decoder(3, vocabulary=4, spread=0.4), image_tokens(3, images=2), 4000
-    captions = generate(decoder, memory, max_new_tokens=3, sample=True, num_return=draws, generator=seeded(0), **ids)
-    for image, group in enumerate(captions):
+    captions = generate(
+        decoder,
+        memory.repeat_interleave(draws // 10, dim=0),
+        max_new_tokens=3,
+        sample=True,
+        num_return=10,
+        generator=seeded(0),
+        **ids,
+    )
+    for image in range(2):
+        groups = captions[image * draws // 10 : (image + 1) * draws // 10]
         probabilities = probabilities_of(decoder, memory[image], [START])
-        counts = Counter(tuple(caption.token_ids) for caption in group)
+        counts = Counter(tuple(caption.token_ids) for group in groups for caption in group)
         everything = all_captions(probabilities, 4, 3, length_penalty=0.0)
         assert counts.keys() <= {tuple(words) for _, words, _ in everything}
         for log_probability, words, _ in everything:
