@@ -77,13 +77,13 @@ def explain_answer(
     mixing = [f"encoder.blocks.{number}.attention" for number in range(len(model.encoder.blocks))]
     with (
         evaluating(model),
-        torch.inference_mode(False),
+        torch.inference_mode(False),  # whose tensors no gradient can use; hence the copies
         torch.enable_grad(),
         record_attention(model, modules=asking + looking + mixing) as maps,
     ):
         features = model.features(image.detach().clone().requires_grad_())
         memory = model.memory(features)  # (1, N, C)
-        logits = model.judge(memory, token_ids[None, None])[0, 0].float()  # (answers,)
+        logits = model.judge(memory, token_ids.clone()[None, None])[0, 0].float()  # (answers,)
         chosen = int(logits.argmax()) if answer is None else model.answers.index(answer)
         names = [name for name in maps if maps[name].requires_grad]
         gradients = torch.autograd.grad(logits[chosen], [maps[name] for name in names], allow_unused=True)
