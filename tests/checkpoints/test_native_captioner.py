@@ -73,7 +73,7 @@ def test_configurations_without_a_kind_are_classifiers(tmp_path):
 
 def test_a_model_of_another_kind_than_wanted_is_an_error(tmp_path):
     save_pretrained(captioner(), tmp_path)
-    with pytest.raises(ValueError, match="holds an ImageCaptioner, and an ImageClassifier is wanted"):
+    with pytest.raises(ValueError, match="of class ImageCaptioner, and ImageClassifier is wanted"):
         load_pretrained(tmp_path, expected=ImageClassifier)
     with pytest.raises(ValueError, match="no classes; leave num_classes out"):
         load_pretrained(tmp_path, num_classes=3)

@@ -175,7 +175,7 @@ def test_a_classifiers_backbone_learns_to_answer_with_its_colours(data, tmp_path
     for name, tensor in classifier.backbone.state_dict().items():
         assert torch.equal(tensor, task.model.backbone.state_dict()[name])
     assert task.model.preprocess.mean == data.preprocess.mean == (0.1, 0.2, 0.3)
-    with pytest.raises(ValueError, match="answers no questions, being a ImageClassifier; there is nothing to test"):
+    with pytest.raises(ValueError, match=r"answers no questions .*ImageClassifier.; there is nothing to test"):
         question_answering(data, pretrained=str(tmp_path / "classifier"), new_questions=False)
 
 

@@ -94,12 +94,14 @@ def load_pretrained(
     else:
         model = run_model(path)
     if expected is not None and not isinstance(model, expected):
-        raise ValueError(f"{source}: holds an {type(model).__name__}, and an {expected.__name__} is wanted here")
+        raise ValueError(
+            f"{source}: the model is of class {type(model).__name__}, and {expected.__name__} is wanted here"
+        )
     if size is not None and size != model.backbone.image_size:
         fit_image_size(model, size)
     if not isinstance(model, ImageClassifier):
         if num_classes is not None:
-            raise ValueError(f"{source}: holds an {type(model).__name__} and no classes; leave num_classes out")
+            raise ValueError(f"{source}: a {type(model).__name__} has no classes; leave num_classes out")
     elif num_classes is not None and num_classes != model.num_classes:
         head = ImageClassifier(model.backbone, num_classes, dropout=model.dropout)
         head.preprocess = model.preprocess

@@ -285,7 +285,9 @@ def start_from(source: str, data: QuestionData, new_questions: bool) -> VisualQu
         data.preprocess = model.preprocess or data.preprocess
         return model
     if not new_questions:
-        raise ValueError(f"{source}: answers no questions, being a {type(model).__name__}; there is nothing to test")
+        raise ValueError(
+            f"{source}: answers no questions (it is of class {type(model).__name__}); there is nothing to test"
+        )
     model = load_pretrained(source, image_size=data.image_size, expected=ImageClassifier)
     model.backbone.preprocess = model.preprocess
     return model.backbone
