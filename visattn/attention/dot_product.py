@@ -159,7 +159,7 @@ class MultiHeadAttention(ProjectedAttention):
     ) -> Tensor:
         """Queries (batch, heads, N, head_dim), and keys of as many rows or fewer, to (batch, N, heads * head_dim)."""
         batch, _, length, _ = query.shape
-        sharing = batch // key.shape[0]  # rows of queries to one row of keys
+        sharing = batch // max(key.shape[0], 1)  # rows of queries to one row of keys
         if sharing > 1:
             query = query.unflatten(0, (-1, sharing)).transpose(1, 2).flatten(2, 3)  # (rows, heads, sharing * N, ...)
         if self.record is None:
