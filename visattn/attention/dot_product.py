@@ -171,4 +171,4 @@ class MultiHeadAttention(ProjectedAttention):
                 seen = seen.unflatten(2, (sharing, -1)).transpose(1, 2).flatten(0, 1)
             self.record(seen, None)  # (batch, heads, N, keys)
             attended = functional.dropout(weights, self.active_dropout()) @ value
-        return attended.transpose(1, 2).reshape(batch, length, -1)
+        return attended.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim)
