@@ -10,8 +10,8 @@ import torch
 from visattn.backbones import vit_tiny
 from visattn.checkpoints import model_config
 from visattn.heads import ImageClassifier
-from visattn.tasks.callbacks import refuse_other_model
 from visattn.tasks.optimization import parameter_groups, scheduled_optimizer
+from visattn.tasks.task import refuse_other_model
 
 
 def small_classifier(**overrides) -> ImageClassifier:

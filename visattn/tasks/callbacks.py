@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import reprlib
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from torch import Tensor
 
-from visattn.backbones import Backbone
 from visattn.checkpoints import read_checkpoint
 from visattn.files import atomic_path
 from visattn.tasks.optimization import exponential_average
@@ -50,54 +45,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)
-
-
-def refuse_other_model(saved: dict[str, Any] | None, ours: dict[str, Any]) -> None:
-    """Refuses to continue a run with another model than it has.
-
-    Args:
-        saved, ours: `model_config` of the checkpoint's model and of the one that shall take its weights.
-
-    Raises:
-        ValueError: an architecture or its arguments differ; the message names those that do.
-    """
-    if saved is None:
-        return
-    before, now = architecture(saved), architecture(ours)
-    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    if differing:
-        short = reprlib.repr  # of a long list a few entries
-        shown = ", ".join(
-            f"{name} ({short(before.get(name))} instead of {short(now.get(name))})" for name in differing[:8]
-        )
-        raise ValueError(
-            f"the checkpoint is of another model than the configuration, differing in {shown}; resume with the same "
-            "model= and task= options"
-        )
-
-
-def architecture(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What decides about the meaning of the weights in a `model_config`: nested names joined by dots, and values."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if name == "tokenizer":
-            flat[name] = hashlib.sha256(str(value).encode()).hexdigest()[:8]
-        elif isinstance(value, dict) and name != "preprocess":
-            flat |= architecture(value, f"{prefix}{name}.")
-        elif name not in ("classes", "preprocess"):
-            flat[prefix + name] = value
-    return {name.removeprefix("arguments."): value for name, value in flat.items()}
-
-
-def refuse_other_backbone(weights: Mapping[str, Tensor], backbone: Backbone) -> None:
-    """Refuses to continue a run with another frozen backbone than it has, of which features may be kept.
-
-    Raises:
-        ValueError: its weights are not those of the checkpoint.
-    """
-    for name, tensor in backbone.state_dict().items():
-        if not torch.equal(weights[f"model.backbone.{name}"].cpu(), tensor.cpu()):
-            raise ValueError(
-                f"the frozen backbone has other weights than in the checkpoint, the first is {name}: resume with the "
-                "same model= and seed="
-            )

@@ -9,28 +9,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from visattn.backbones import Backbone
-from visattn.checkpoints import load_pretrained, model_config, save_pretrained
+from visattn.checkpoints import load_pretrained, save_pretrained
 from visattn.data.captions import CaptionData
 from visattn.evaluation.captions import METRICS, Meteor, evaluate
 from visattn.files import atomic_path
-from visattn.heads import CaptionDecoder, ImageCaptioner, ImageClassifier
+from visattn.heads import CaptionDecoder, ImageCaptioner
 from visattn.interpret.caption_grid import caption_grid
-from visattn.tasks.callbacks import refuse_other_backbone, refuse_other_model
 from visattn.tasks.caption_features import cached_features
-from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_optimizer
 from visattn.tasks.self_critical import CaptionReward, pad_samples, policy_gradient_loss, sequence_log_probabilities
+from visattn.tasks.task import BackboneTask, classifier_backbone, gathered, refuse_other_backbone
 
 
-class ImageCaptioning(lightning.LightningModule):
+class ImageCaptioning(BackboneTask):
     """Trains and tests an `ImageCaptioner`.
 
     Args:
@@ -80,6 +77,8 @@ class ImageCaptioning(lightning.LightningModule):
         2017 (https://arxiv.org/abs/1612.00563) with the baseline of Luo 2020 (https://arxiv.org/abs/2003.09971).
     """
 
+    model: ImageCaptioner
+
     def __init__(
         self,
         data: CaptionData,
@@ -115,15 +114,23 @@ class ImageCaptioning(lightning.LightningModule):
         channels_last: bool,
         seed: int,
     ) -> None:
-        super().__init__()
-        self.is_pretrained = pretrained is not None
-        if (backbone is None) == (pretrained is None):
-            raise ValueError("give one of backbone (a new model) and pretrained (the source of a whole one)")
+        super().__init__(
+            backbone,
+            pretrained,
+            learning_rate=scst_learning_rate if objective == "scst" else learning_rate,
+            backbone_learning_rate=backbone_learning_rate,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            betas=betas,
+            warmup_epochs=warmup_epochs,
+            final_learning_rate=final_learning_rate,
+            channels_last=channels_last,
+            seed=seed,
+        )
         if objective not in ("cross_entropy", "scst"):
             raise ValueError(f"objective {objective!r} is unknown; choose cross_entropy or scst")
         if monitor not in [f"val/{name}" for name in metrics()]:
             raise ValueError(f"monitor {monitor!r} is none of {', '.join(f'val/{name}' for name in metrics())}")
-        self.is_frozen = backbone_learning_rate == 0
         if cache_features and not self.is_frozen:
             raise ValueError(
                 "cache_features keeps what a frozen backbone sees: set task.backbone_learning_rate=0, or leave it out"
@@ -136,21 +143,13 @@ class ImageCaptioning(lightning.LightningModule):
         if objective == "scst":
             data.pairs, data.captions_per_image = "images", 1  # captions are read as references only
         self.objective = objective
-        self.learning_rate = scst_learning_rate if objective == "scst" else learning_rate
-        self.backbone_learning_rate = backbone_learning_rate
-        self.weight_decay, self.layer_decay, self.betas = weight_decay, layer_decay, betas
-        self.warmup_epochs, self.final_learning_rate = warmup_epochs, final_learning_rate
         self.label_smoothing, self.scheduled_sampling = label_smoothing, scheduled_sampling
         self.num_samples, self.bleu_weight = num_samples, bleu_weight
         self.cache_features, self.feature_views, self.cache_folder = cache_features, feature_views, cache_folder
         self.validation_beams, self.test_beams = validation_beams, test_beams
         self.max_new_tokens, self.decoding = max_new_tokens, dict(decoding)
-        self.channels_last, self.seed = channels_last, seed
         self.captions: dict[int, str] = {}  # of the split that is or was evaluated: index of an image to its caption
-        if self.is_frozen:
-            self.model.backbone.requires_grad_(False)
-        if channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self.prepare()
         if compile:
             for part in (self.model.backbone, self.model.encoder, self.model.decoder):
                 if part is not None:
@@ -162,8 +161,6 @@ class ImageCaptioning(lightning.LightningModule):
         super().train(mode)
         if self.objective == "scst":
             self.model.eval()
-        if self.is_frozen:
-            self.model.backbone.eval()
         return self
 
     @property
@@ -204,10 +201,8 @@ class ImageCaptioning(lightning.LightningModule):
         """Images (B, 3, H, W), or what the backbone saw in them (B, N, C), to what the decoder reads (B, M, dim)."""
         if images.ndim == 3:
             return self.model.memory(features=images)
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            features = self.model.features(images)
+            features = self.model.features(self.laid_out(images))
         return self.model.memory(features=features)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -309,27 +304,8 @@ class ImageCaptioning(lightning.LightningModule):
         for name, value in scores.items():
             self.log(f"{prefix}/{name}", value, prog_bar=name == "CIDEr", sync_dist=True)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = parameter_groups(
-            self.model,
-            self.model.backbone,
-            self.learning_rate,
-            self.weight_decay,
-            self.layer_decay,
-            self.backbone_learning_rate,
-        )
-        return scheduled_optimizer(self, groups, self.betas, self.warmup_epochs, self.final_learning_rate)
-
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        # With this, visattn.load_pretrained reads a run's checkpoint like any published model.
-        checkpoint["visattn_model"] = model_config(self.model)
-        checkpoint["visattn_pretrained"] = self.is_pretrained  # train.py resumes such a run with the model of this file
-
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other_model(checkpoint.get("visattn_model"), model_config(self.model))
+        super().on_load_checkpoint(checkpoint)
         if self.is_frozen:
             refuse_other_backbone(checkpoint["state_dict"], self.model.backbone)
 
@@ -369,15 +345,6 @@ def metrics() -> tuple[str, ...]:
     return METRICS
 
 
-def gathered(captions: dict[int, str]) -> dict[int, str]:
-    """The captions of all processes, by the indices of the images."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return captions
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, captions)
-    return {image: text for part in parts for image, text in part.items()}
-
-
 def new_captioner(
     backbone: Backbone,
     data: CaptionData,
@@ -412,6 +379,4 @@ def start_from(source: str, data: CaptionData, new_decoder: bool) -> ImageCaptio
         return model
     if not new_decoder:
         raise ValueError(f"{source}: is no captioner but a {type(model).__name__}; there is nothing to test")
-    model = load_pretrained(source, image_size=data.image_size, expected=ImageClassifier)
-    model.backbone.preprocess = model.preprocess
-    return model.backbone
+    return classifier_backbone(source, data.image_size)

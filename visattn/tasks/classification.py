@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from visattn.backbones import Backbone
-from visattn.checkpoints import load_pretrained, model_config, save_pretrained
+from visattn.checkpoints import load_pretrained, save_pretrained
 from visattn.data import ImageClassificationData
 from visattn.files import atomic_path
 from visattn.heads import ImageClassifier
 from visattn.interpret import attention_heatmap, prediction_grid
-from visattn.tasks.callbacks import refuse_other_model
-from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_optimizer
+from visattn.tasks.task import BackboneTask
 
 
-class ImageClassification(lightning.LightningModule):
+class ImageClassification(BackboneTask):
     """Trains and tests an `ImageClassifier`.
 
     Args:
@@ -53,6 +50,8 @@ class ImageClassification(lightning.LightningModule):
     The values of a run are in conf/task/classification.yaml.
     """
 
+    model: ImageClassifier
+
     def __init__(
         self,
         data: ImageClassificationData,
@@ -74,10 +73,19 @@ class ImageClassification(lightning.LightningModule):
         channels_last: bool,
         seed: int,
     ) -> None:
-        super().__init__()
-        self.is_pretrained = pretrained is not None
-        if (backbone is None) == (pretrained is None):
-            raise ValueError("give one of backbone (a new model) and pretrained (the source of a whole one)")
+        super().__init__(
+            backbone,
+            pretrained,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            betas=betas,
+            warmup_epochs=warmup_epochs,
+            final_learning_rate=final_learning_rate,
+            channels_last=channels_last,
+            seed=seed,
+            optimizer=optimizer,
+        )
         if backbone is not None:
             self.model = ImageClassifier(backbone, data.num_classes, dropout=dropout)
             data.preprocess = data.preprocess.with_colors_of(backbone.preprocess)  # if its weights are trained ones
@@ -85,18 +93,8 @@ class ImageClassification(lightning.LightningModule):
             self.model = start_from(str(pretrained), data, replace_head).train()
         self.model.classes = tuple(data.classes)
         self.model.preprocess = data.preprocess
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.layer_decay = layer_decay
-        self.betas = betas
-        self.warmup_epochs = warmup_epochs
-        self.final_learning_rate = final_learning_rate
         self.label_smoothing = label_smoothing
-        self.channels_last = channels_last
-        self.seed = seed
-        if channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self.prepare()
         if compile:
             self.model.compile()
 
@@ -112,9 +110,7 @@ class ImageClassification(lightning.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), preprocessed, to logits (B, classes)."""
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self.model(images)
+        return self.model(self.laid_out(images))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch  # labels: (B,) or, mixed, (B, classes)
@@ -146,25 +142,6 @@ class ImageClassification(lightning.LightningModule):
         real = int((labels >= 0).sum())
         loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / max(real, 1)
         self.log(name, loss, sync_dist=True, batch_size=max(real, 1))
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = parameter_groups(
-            self.model, self.model.backbone, self.learning_rate, self.weight_decay, self.layer_decay
-        )
-        return scheduled_optimizer(
-            self, groups, self.betas, self.warmup_epochs, self.final_learning_rate, self.optimizer
-        )
-
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        # With this, visattn.load_pretrained reads a run's checkpoint like any published model.
-        checkpoint["visattn_model"] = model_config(self.model)
-        checkpoint["visattn_pretrained"] = self.is_pretrained  # train.py resumes such a run with the model of this file
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other_model(checkpoint.get("visattn_model"), model_config(self.model))
 
     @torch.no_grad()
     def save_results(self, folder: Path, data: ImageClassificationData) -> None:

@@ -9,28 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
 from visattn.backbones import Backbone
-from visattn.checkpoints import load_pretrained, model_config, save_pretrained
+from visattn.checkpoints import load_pretrained, save_pretrained
 from visattn.data import QuestionData
 from visattn.data.questions import Question, QuestionBatch, people
 from visattn.evaluation.vqa import AnswerScores, leave_one_out_accuracies, score_answers
 from visattn.files import atomic_path
-from visattn.heads import ImageClassifier, QuestionEncoder, VisualQuestionAnswerer
+from visattn.heads import QuestionEncoder, VisualQuestionAnswerer
 from visattn.interpret.answer_grid import answer_grid
 from visattn.interpret.questions import explain_answer
-from visattn.tasks.callbacks import refuse_other_model
-from visattn.tasks.captioning import gathered
-from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_optimizer
+from visattn.tasks.task import BackboneTask, classifier_backbone, gathered
 from visattn.text.answers import normalize_answer
 
 
-class QuestionAnswering(lightning.LightningModule):
+class QuestionAnswering(BackboneTask):
     """Trains and tests a `VisualQuestionAnswerer`.
 
     Each answer of the vocabulary is judged by itself, and is to be as probable as its official accuracy says: an answer
@@ -66,6 +62,8 @@ class QuestionAnswering(lightning.LightningModule):
     Source: Teney et al. 2017, https://arxiv.org/abs/1708.02711, for answers as classes with soft targets.
     """
 
+    model: VisualQuestionAnswerer
+
     def __init__(
         self,
         data: QuestionData,
@@ -89,10 +87,19 @@ class QuestionAnswering(lightning.LightningModule):
         channels_last: bool,
         seed: int,
     ) -> None:
-        super().__init__()
-        self.is_pretrained = pretrained is not None
-        if (backbone is None) == (pretrained is None):
-            raise ValueError("give one of backbone (a new model) and pretrained (the source of a whole one)")
+        super().__init__(
+            backbone,
+            pretrained,
+            learning_rate=learning_rate,
+            backbone_learning_rate=backbone_learning_rate,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            betas=betas,
+            warmup_epochs=warmup_epochs,
+            final_learning_rate=final_learning_rate,
+            channels_last=channels_last,
+            seed=seed,
+        )
         if monitor != "val/accuracy":
             raise ValueError(f"monitor {monitor!r} is not val/accuracy")
         start = start_from(str(pretrained), data, new_questions) if backbone is None else backbone
@@ -100,27 +107,12 @@ class QuestionAnswering(lightning.LightningModule):
             start = new_model(start, data, questions, encoder_depth, encoder_heads, dropout)
         self.model = start
         self.model.preprocess = data.preprocess
-        self.learning_rate, self.backbone_learning_rate = learning_rate, backbone_learning_rate
-        self.weight_decay, self.layer_decay, self.betas = weight_decay, layer_decay, betas
-        self.warmup_epochs, self.final_learning_rate = warmup_epochs, final_learning_rate
-        self.channels_last, self.seed = channels_last, seed
-        self.is_frozen = backbone_learning_rate == 0
         self.answers: dict[int, str] = {}  # of the split that is or was evaluated: place of a question to its answer
-        if self.is_frozen:
-            self.model.backbone.requires_grad_(False)
-        if channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self.prepare()
         if compile:
             for part in (self.model.backbone, self.model.encoder, self.model.questions):
                 part.compile()
         self.train()
-
-    def train(self, mode: bool = True) -> QuestionAnswering:
-        """As ever, but a frozen backbone stays as it is tested."""
-        super().train(mode)
-        if self.is_frozen:
-            self.model.backbone.eval()
-        return self
 
     @property
     def data(self) -> QuestionData:
@@ -128,9 +120,7 @@ class QuestionAnswering(lightning.LightningModule):
 
     def forward(self, images: Tensor, token_ids: Tensor) -> Tensor:
         """Images (B, 3, H, W) and questions about each (B, Q, T) to logits (B, Q, answers)."""
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self.model(images, token_ids)
+        return self.model(self.laid_out(images), token_ids)
 
     def training_step(self, batch: QuestionBatch, batch_idx: int) -> Tensor:
         asked = batch.places >= 0  # (B, Q)
@@ -194,28 +184,6 @@ class QuestionAnswering(lightning.LightningModule):
         self.log(f"{prefix}/loss", total / count, sync_dist=True)
         self.log(f"{prefix}/accuracy", scores.accuracy, prog_bar=True, sync_dist=True)
         return scores
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = parameter_groups(
-            self.model,
-            self.model.backbone,
-            self.learning_rate,
-            self.weight_decay,
-            self.layer_decay,
-            self.backbone_learning_rate,
-        )
-        return scheduled_optimizer(self, groups, self.betas, self.warmup_epochs, self.final_learning_rate)
-
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        # With this, visattn.load_pretrained reads a run's checkpoint like any published model.
-        checkpoint["visattn_model"] = model_config(self.model)
-        checkpoint["visattn_pretrained"] = self.is_pretrained  # train.py resumes such a run with the model of this file
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other_model(checkpoint.get("visattn_model"), model_config(self.model))
 
     def save_results(self, folder: Path, data: QuestionData) -> None:
         """Writes `model/` (portable), `results.json` (VQA's format) and `answers.png` of the test."""
@@ -288,6 +256,4 @@ def start_from(source: str, data: QuestionData, new_questions: bool) -> VisualQu
         raise ValueError(
             f"{source}: answers no questions (it is of class {type(model).__name__}); there is nothing to test"
         )
-    model = load_pretrained(source, image_size=data.image_size, expected=ImageClassifier)
-    model.backbone.preprocess = model.preprocess
-    return model.backbone
+    return classifier_backbone(source, data.image_size)
