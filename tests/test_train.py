@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 import visattn
+from tests.train_runs import kill, often, run
 from visattn.checkpoints import read_checkpoint
 
-root = Path(__file__).parent.parent
 small = (
     "+model.dim=32",
     "+model.depth=2",
@@ -33,22 +30,9 @@ small = (
 )
 
 
-class KillAfterStep(Callback):
-    """Ends the process at once, as a power cut does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *_) -> None:
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def train(*overrides: str) -> subprocess.CompletedProcess[str]:
     """Runs train.py with a small model on few scenes."""
-    command = [sys.executable, "train.py", *small, *overrides]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+    return run(*small, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +81,11 @@ def test_testing_a_finished_run_gives_its_numbers_again(finished, tmp_path):
 
 def test_a_run_killed_twice_within_an_epoch_ends_with_the_same_weights(finished, tmp_path):
     folder, _ = finished
-    often = (
-        "callbacks.last_within_epoch.train_time_interval=null",
-        "+callbacks.last_within_epoch.every_n_train_steps=2",
-    )
-    kill = ("+callbacks.kill._target_=tests.test_train.KillAfterStep",)
-    first = train(f"hydra.run.dir={tmp_path}", *often, *kill, "+callbacks.kill.step=5")
+    first = train(f"hydra.run.dir={tmp_path}", *often, kill, "+callbacks.kill.step=5")
     assert first.returncode == -signal.SIGKILL, first.stderr[-3000:]
     resume = f"checkpoint={tmp_path / 'last.ckpt'}"
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
-    second = train(resume, *often, *kill, "+callbacks.kill.step=9")
+    second = train(resume, *often, kill, "+callbacks.kill.step=9")
     assert second.returncode == -signal.SIGKILL, second.stderr[-3000:]
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 8
     third = train(resume, *often)

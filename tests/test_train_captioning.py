@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +12,11 @@ import torch
 from PIL import Image
 
 import visattn
+from tests.train_runs import kill, metrics, often, root, run
 from visattn.checkpoints import read_checkpoint
 from visattn.evaluation.captions import evaluate, evaluate_coco, read_references
 from visattn.heads import ImageCaptioner
 
-root = Path(__file__).parent.parent
 coco = root.parent / "shared" / "data" / "coco_mini"
 scenes = (
     "dataset=shapes_captions",
@@ -45,7 +43,6 @@ small = (
     "trainer.log_every_n_steps=1",
     "callbacks.progress_bar=null",
 )
-often = ("callbacks.last_within_epoch.train_time_interval=null", "+callbacks.last_within_epoch.every_n_train_steps=2")
 second_stage = (
     "task.objective=scst",
     "dataset.batch_size=3",
@@ -57,19 +54,13 @@ second_stage = (
 def train(*overrides: str) -> subprocess.CompletedProcess[str]:
     """Runs train.py with a small captioner, on few scenes unless another data set is named."""
     data = () if any(override.startswith("dataset=") for override in overrides) else scenes
-    command = [sys.executable, "train.py", *data, *small, *overrides]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+    return run(*data, *small, *overrides)
 
 
 def succeed(*overrides: str) -> subprocess.CompletedProcess[str]:
     result = train(*overrides)
     assert result.returncode == 0, result.stderr[-3000:]
     return result
-
-
-def metrics(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def assert_same_ends(folder: Path, other: Path) -> None:
@@ -138,8 +129,8 @@ def test_testing_the_model_folder_gives_its_captions_and_scores_again(finished, 
 
 def test_a_killed_run_ends_with_the_same_weights(finished, tmp_path):
     folder, _ = finished
-    kill = ("+callbacks.kill._target_=tests.test_train.KillAfterStep", "+callbacks.kill.step=9")
-    killed = train(f"hydra.run.dir={tmp_path}", "task.scheduled_sampling=0.5", *often, *kill)
+    killing = (kill, "+callbacks.kill.step=9")
+    killed = train(f"hydra.run.dir={tmp_path}", "task.scheduled_sampling=0.5", *often, *killing)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 8
     succeed(f"checkpoint={tmp_path / 'last.ckpt'}", "task.scheduled_sampling=0.5", *often)
@@ -149,9 +140,9 @@ def test_a_killed_run_ends_with_the_same_weights(finished, tmp_path):
 
 def test_a_killed_second_stage_ends_with_the_same_weights(finished, finished_second_stage, tmp_path):
     """Resumed by the checkpoint alone: model= of the command is of another width, and has no say."""
-    kill = ("+callbacks.kill._target_=tests.test_train.KillAfterStep", "+callbacks.kill.step=7")
+    killing = (kill, "+callbacks.kill.step=7")
     start = f"checkpoint={finished[0] / 'model'}"
-    killed = train(f"hydra.run.dir={tmp_path}", start, *second_stage, *often, *kill)
+    killed = train(f"hydra.run.dir={tmp_path}", start, *second_stage, *often, *killing)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 6
     succeed(f"checkpoint={tmp_path / 'last.ckpt'}", *second_stage, *often, "model.dim=8")

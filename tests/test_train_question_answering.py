@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +13,10 @@ from PIL import Image
 
 import visattn
 from tests.data.test_vqa_v2 import write
+from tests.train_runs import kill, metrics, often, run
 from visattn.checkpoints import read_checkpoint
 from visattn.heads import VisualQuestionAnswerer
 
-root = Path(__file__).parent.parent
 scenes = (
     "dataset=shapes_vqa",
     "dataset.image_size=16",
@@ -44,25 +42,18 @@ small = (
     "trainer.log_every_n_steps=1",
     "callbacks.progress_bar=null",
 )
-often = ("callbacks.last_within_epoch.train_time_interval=null", "+callbacks.last_within_epoch.every_n_train_steps=2")
 
 
 def train(*overrides: str) -> subprocess.CompletedProcess[str]:
     """Runs train.py with a small model, on few scenes unless another data set is named."""
     data = () if any(override.startswith("dataset=") for override in overrides) else scenes
-    command = [sys.executable, "train.py", *data, *small, *overrides]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+    return run(*data, *small, *overrides)
 
 
 def succeed(*overrides: str) -> subprocess.CompletedProcess[str]:
     result = train(*overrides)
     assert result.returncode == 0, result.stderr[-3000:]
     return result
-
-
-def metrics(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +93,11 @@ def test_testing_a_finished_run_gives_its_numbers_again(finished, tmp_path):
 
 def test_a_run_killed_twice_within_an_epoch_ends_with_the_same_weights(finished, tmp_path):
     folder, _ = finished
-    kill = ("+callbacks.kill._target_=tests.test_train.KillAfterStep",)
-    first = train(f"hydra.run.dir={tmp_path}", *often, *kill, "+callbacks.kill.step=3")
+    first = train(f"hydra.run.dir={tmp_path}", *often, kill, "+callbacks.kill.step=3")
     assert first.returncode == -signal.SIGKILL, first.stderr[-3000:]
     resume = f"checkpoint={tmp_path / 'last.ckpt'}"
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
-    second = train(resume, *often, *kill, "+callbacks.kill.step=9")
+    second = train(resume, *often, kill, "+callbacks.kill.step=9")
     assert second.returncode == -signal.SIGKILL, second.stderr[-3000:]
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 8
     succeed(resume, *often)

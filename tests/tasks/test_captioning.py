@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import lightning
 import numpy as np
 import pytest
 import torch
@@ -15,20 +14,15 @@ from torch.nn import functional
 import train
 import visattn
 from tests.tasks.small_captions import FewScenes, few_scenes
-from visattn.backbones import local_hybrid_tiny, vit_local_tiny
+from tests.tasks.small_runs import small_backbone, trainer
+from visattn.backbones import local_hybrid_tiny
 from visattn.checkpoints import save_pretrained
 from visattn.evaluation.captions import METRICS, evaluate
 from visattn.heads import ImageClassifier
-from visattn.tasks import ImageCaptioning, StepSeed
+from visattn.tasks import ImageCaptioning
 from visattn.tasks import captioning as captioning_module
 
 conf = train.Path(train.__file__).parent / "conf"
-
-
-def small_backbone(**overrides):
-    return vit_local_tiny(
-        16, 4, **{"dim": 16, "depth": 2, "num_heads": 2, "attention": ("local", "global")} | overrides
-    )
 
 
 def captioning(data: FewScenes, backbone=None, pretrained: str | None = None, **options) -> ImageCaptioning:
@@ -40,14 +34,6 @@ def captioning(data: FewScenes, backbone=None, pretrained: str | None = None, **
     if backbone is None and pretrained is None:
         backbone = small_backbone()
     return ImageCaptioning(data, backbone, pretrained, **keywords | small | options)
-
-
-def trainer(folder, epochs: int = 1, **options) -> lightning.Trainer:
-    return lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
-        callbacks=[StepSeed()], **options,
-    )  # fmt: skip
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import lightning
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -14,13 +13,14 @@ from torch.nn import functional
 
 import train
 import visattn
-from visattn.backbones import local_hybrid_tiny, vit_local_tiny
+from tests.tasks.small_runs import small_backbone, trainer
+from visattn.backbones import local_hybrid_tiny
 from visattn.checkpoints import save_pretrained
 from visattn.data import ShapesQuestionsDataModule
 from visattn.data.questions import Question
 from visattn.evaluation.vqa import score_answers
 from visattn.heads import ImageClassifier
-from visattn.tasks import QuestionAnswering, StepSeed
+from visattn.tasks import QuestionAnswering
 from visattn.tasks.question_answering import most_given
 
 conf = Path(train.__file__).parent / "conf"
@@ -33,12 +33,6 @@ def scenes(**options) -> ShapesQuestionsDataModule:
     return data
 
 
-def small_backbone(**overrides):
-    return vit_local_tiny(
-        16, 4, **{"dim": 16, "depth": 2, "num_heads": 2, "attention": ("local", "global")} | overrides
-    )
-
-
 def question_answering(data, backbone=None, pretrained: str | None = None, **options) -> QuestionAnswering:
     """The task with the values of conf/, but a small model."""
     keywords = OmegaConf.to_container(OmegaConf.load(conf / "task" / "vqa.yaml"), resolve=False)
@@ -47,14 +41,6 @@ def question_answering(data, backbone=None, pretrained: str | None = None, **opt
     if backbone is None and pretrained is None:
         backbone = small_backbone()
     return QuestionAnswering(data, backbone, pretrained, **keywords | small | options)
-
-
-def trainer(folder, epochs: int = 1, **options) -> lightning.Trainer:
-    return lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False, num_sanity_val_steps=0,
-        callbacks=[StepSeed()], **options,
-    )  # fmt: skip
 
 
 @pytest.fixture
