@@ -77,7 +77,7 @@ class LocalHybrid(Backbone):
         self.num_prefix_tokens = 0
         self.num_layers = sum(depths) + 1
 
-        self.stem = nn.Sequential(*convolutions_to_stride(in_channels, stem_dim, patch_size // 2))
+        self.stem = convolutions_to_stride(in_channels, stem_dim, patch_size // 2)
         self.downsamples = nn.ModuleList(
             halving(narrow, wide) for narrow, wide in itertools.pairwise((stem_dim, *dims))
         )
@@ -168,10 +168,11 @@ def halving(narrow: int, wide: int) -> nn.Sequential:
     )
 
 
-def convolutions_to_stride(in_channels: int, stem_dim: int, stride: int) -> list[nn.Module]:
+def convolutions_to_stride(in_channels: int, stem_dim: int, stride: int) -> nn.Sequential:
     """3x3 convolutions: (B, in_channels, H, W) -> (B, stem_dim, ceil(H / stride), ceil(W / stride))."""
-    strides = [2] * (stride.bit_length() - 1) or [1]
-    return [convolution(in_channels if not index else stem_dim, stem_dim, step) for index, step in enumerate(strides)]
+    steps = [2] * (stride.bit_length() - 1) or [1]
+    widths = [in_channels] + [stem_dim] * (len(steps) - 1)
+    return nn.Sequential(*(convolution(width, stem_dim, step) for width, step in zip(widths, steps, strict=True)))
 
 
 def local_hybrid_tiny(

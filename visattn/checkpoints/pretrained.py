@@ -115,8 +115,8 @@ def find_source(source: str | os.PathLike[str]) -> Path:
     if path.exists():
         return path
     name = str(source)
-    if name in shipped_weights():
-        return shipped_weights()[name]
+    if shipped := shipped_weights().get(name):
+        return shipped
     if name.count("/") != 1 or path.is_absolute() or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors"):
         raise FileNotFoundError(f"{name}: there is no such file or folder")
     from huggingface_hub import snapshot_download

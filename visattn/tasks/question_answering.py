@@ -107,6 +107,7 @@ class QuestionAnswering(BackboneTask):
             start = new_model(start, data, questions, encoder_depth, encoder_heads, dropout)
         self.model = start
         self.model.preprocess = data.preprocess
+        self.worth = torch.tensor(leave_one_out_accuracies(people))  # of an answer by how many people gave it
         self.answers: dict[int, str] = {}  # of the split that is or was evaluated: place of a question to its answer
         self.prepare()
         if compile:
@@ -133,8 +134,8 @@ class QuestionAnswering(BackboneTask):
 
     def loss(self, logits: Tensor, counts: Tensor) -> Tensor:
         """Cross-entropy of the probability of each answer, summed over answers and questions: (N, answers) to ()."""
-        worth = torch.tensor(leave_one_out_accuracies(people), device=counts.device)  # of an answer by how many gave it
-        return functional.binary_cross_entropy_with_logits(logits.float(), worth[counts.long()], reduction="sum")
+        targets = self.worth.to(counts.device)[counts.long()]
+        return functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum")
 
     def on_validation_epoch_start(self) -> None:
         self.begin_answers()
