@@ -4,6 +4,7 @@ from visattn.heads.caption_decoder import CaptionDecoder
 from visattn.heads.captioner import Caption, ImageCaptioner
 from visattn.heads.classification import ImageClassifier
 from visattn.heads.decoder_state import DecoderState
+from visattn.heads.detections import DetectionOutput, Detections
 from visattn.heads.image_encoder import ImageEncoder
 from visattn.heads.question_answering import Answer, QuestionEncoder, VisualQuestionAnswerer
 
@@ -12,6 +13,8 @@ __all__ = [
     "Caption",
     "CaptionDecoder",
     "DecoderState",
+    "DetectionOutput",
+    "Detections",
     "ImageCaptioner",
     "ImageClassifier",
     "ImageEncoder",
