@@ -168,3 +168,30 @@ def test_every_parameter_has_a_gradient_also_under_autocast(module):
 def test_heads_that_do_not_divide_the_channels_are_an_error():
     with pytest.raises(ValueError, match="5 heads"):
         MultiHeadAttention(12, 5)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_positions_reach_queries_and_keys_but_not_values(biased, recorded):
+    torch.manual_seed(0)
+    module = MultiHeadAttention(12, 3, qkv_bias=biased).double()
+    tokens, position = torch.randn(2, 7, 12).double(), torch.randn(7, 12).double()
+    query, key, _ = module.qkv(tokens + position).view(2, 7, 3, 3, 4).permute(2, 0, 3, 1, 4)
+    value = module.qkv(tokens).view(2, 7, 3, 3, 4)[:, :, 2].transpose(1, 2)
+    expected = module.projection(((query @ key.mT / 2).softmax(-1) @ value).transpose(1, 2).reshape(2, 7, 12))
+    module.record = (lambda weights, keys: None) if recorded else None
+    torch.testing.assert_close(module(tokens, position=position), expected)
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_positions_of_a_context_reach_its_keys_but_not_its_values(precomputed):
+    torch.manual_seed(0)
+    module = MultiHeadAttention(12, 3, context_dim=10, qk_norm=True).double()
+    tokens, position = torch.randn(2, 7, 12).double(), torch.randn(2, 7, 12).double()
+    context, context_position = torch.randn(2, 11, 10).double(), torch.randn(1, 11, 10).double()
+    key, _ = module.keys_and_values(context + context_position)
+    expected = module(tokens + position, context=(key, module.keys_and_values(context)[1]))
+    given = module.keys_and_values(context, context_position) if precomputed else context
+    actual = module(tokens, context=given, position=position, context_position=context_position)
+    torch.testing.assert_close(actual, expected)
+    assert not torch.allclose(module(tokens, context=context), expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from visattn.attention.key_value_cache import KeyValueCache
@@ -108,6 +108,8 @@ class MultiHeadAttention(ProjectedAttention):
         *,
         is_causal: bool = False,
         cache: KeyValueCache | None = None,
+        position: Tensor | None = None,
+        context_position: Tensor | None = None,
     ) -> Tensor:
         """Tokens in, tokens out.
 
@@ -122,30 +124,53 @@ class MultiHeadAttention(ProjectedAttention):
                 `keys_and_values` made of it.
             mask, bias, is_causal: see `dot_product_attention`.
             cache: of self-attention: the tokens also see those that the cache holds, and are kept in it.
+            position: added to the tokens where queries are made of them, and keys if there is no context, but not to the
+                values; broadcasts to (batch, N, dim).
+            context_position: added to the context where keys are made of it, but not to the values; broadcasts to
+                (batch, M, context_dim).
 
         Returns:
             (batch, N, dim).
         """
-        query, key, value = self.heads(tokens, context)  # (batch, heads, N or M, head_dim)
+        query, key, value = self.heads(tokens, context, position, context_position)  # (batch, heads, N or M, head_dim)
         if cache is not None:
             key, value = cache.extend(key, value)
         return self.project(self.attend(query, key, value, mask, bias, is_causal, cache))
 
-    def heads(self, tokens: Tensor, context: Tensor | tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(
+        self,
+        tokens: Tensor,
+        context: Tensor | tuple[Tensor, Tensor] | None,
+        position: Tensor | None = None,
+        context_position: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the tokens, keys and values of the context or the same tokens, normalised."""
         if context is None:
-            qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, self.head_dim))
-            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            query, key, value = self.split(self.qkv, tokens, position, parts=3)
             return *self.normalize(query, key), value
-        query = self.query(tokens).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+        query = self.query(tokens if position is None else tokens + position)
+        query = query.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
         query = query if self.query_norm is None else self.query_norm(query)
-        return query, *(self.keys_and_values(context) if isinstance(context, Tensor) else context)
+        return query, *(self.keys_and_values(context, context_position) if isinstance(context, Tensor) else context)
 
-    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, context: Tensor, position: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values of a context (batch, M, context_dim), each (batch, heads, M, head_dim), to be used again."""
-        key_value = self.key_value(context).unflatten(2, (2, self.num_heads, self.head_dim))
-        key, value = key_value.permute(2, 0, 3, 1, 4).unbind(0)
+        key, value = self.split(self.key_value, context, position, parts=2)
         return key if self.key_norm is None else self.key_norm(key), value
+
+    def split(self, layer: nn.Linear, tokens: Tensor, position: Tensor | None, parts: int) -> tuple[Tensor, ...]:
+        """A layer's output on tokens in parts, each (batch, heads, tokens, head_dim); the last one sees no position."""
+        if position is None:
+            joint = layer(tokens).unflatten(2, (parts, self.num_heads, self.head_dim))
+            return joint.permute(2, 0, 3, 1, 4).unbind(0)
+        width = self.num_heads * self.head_dim
+        rows = [(parts - 1) * width, width]
+        weights = layer.weight.split(rows)
+        biases = (None, None) if layer.bias is None else layer.bias.split(rows)
+        placed = functional.linear(tokens + position, weights[0], biases[0])  # (batch, tokens, (parts - 1) * width)
+        value = functional.linear(tokens, weights[1], biases[1])  # (batch, tokens, width)
+        placed = placed.unflatten(2, (parts - 1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return *placed.unbind(0), value.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def attend(
         self,
