@@ -26,6 +26,7 @@ class DetectionPreprocess:
         interpolation: nearest, bilinear or bicubic; as smooth as it must be where images shrink.
         resampler: "torch" is the faster one, "pillow" what the networks of 2020 and before were published with; their
             colours differ by 1 of 255 at most, but for nearest.
+        divisor: a batch is padded to the least multiples of it that hold all its images; DETR takes 1.
 
     Attributes:
         arguments: all constructor arguments as plain data: `DetectionPreprocess(**preprocess.arguments)` does the same.
@@ -48,14 +49,16 @@ class DetectionPreprocess:
         std: Sequence[float] = imagenet_std,
         interpolation: str = "bilinear",
         resampler: str = "torch",
+        divisor: int = 32,
     ) -> None:
         self.shortest, self.longest = int(shortest), int(longest)
         self.fit, self.interpolation, self.resampler = fit, interpolation, resampler
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self.divisor = int(divisor)
         if fit not in ("within", "stretch"):
             raise ValueError(f"fit {fit!r} is unknown; choose within or stretch")
-        if min(self.shortest, self.longest) < 1:
-            raise ValueError(f"shortest {shortest} and longest {longest} must be at least 1 pixel")
+        if min(self.shortest, self.longest, self.divisor) < 1:
+            raise ValueError(f"shortest {shortest}, longest {longest} and divisor {divisor} must be at least 1 pixel")
         if fit == "within" and self.longest < self.shortest:
             raise ValueError(f"longest {longest} must not be below shortest {shortest}")
         if interpolation not in ("nearest", "bilinear", "bicubic"):
@@ -75,6 +78,7 @@ class DetectionPreprocess:
             "std": self.std,
             "interpolation": self.interpolation,
             "resampler": self.resampler,
+            "divisor": self.divisor,
         }
 
     def __call__(self, image: Image.Image) -> Tensor:

@@ -120,7 +120,7 @@ class ObjectDetector(nn.Module):
         pictures = [picture if isinstance(picture, Image.Image) else open_image(picture) for picture in given]
         if not pictures:
             raise ValueError("there are no images")
-        batch = pad_images([self.preprocess(picture) for picture in pictures], max(32, *self.backbone.strides))
+        batch = pad_images([self.preprocess(picture) for picture in pictures], self.preprocess.divisor)
         batch = ImageBatch(
             batch.images.to(parameter), batch.padding.to(parameter.device), batch.sizes.to(parameter.device)
         )
