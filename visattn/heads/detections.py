@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.ops import box_convert
 
 
 class Detections(NamedTuple):
@@ -57,3 +58,27 @@ class DetectionOutput(NamedTuple):
     logits: Tensor
     boxes: Tensor
     auxiliary: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def detections(self, sizes: Tensor, max_detections: int = 100, *, softmax: bool = False) -> list[Detections]:
+        """The surest objects of each image, in its pixels.
+
+        Args:
+            sizes: (B, 2), height and width of each image.
+            max_detections: at most as many for an image.
+            softmax: each query gives its likeliest class other than "no object"; otherwise each class of each query is
+                judged by itself, so that a query may give several.
+
+        Source: how DETR (softmax) and Deformable DETR publish their results.
+        """
+        if softmax:
+            scores, labels = self.logits.softmax(dim=-1)[..., :-1].max(dim=-1)  # (B, queries)
+            scores, queries = scores.topk(min(max_detections, scores.shape[1]), dim=1)  # (B, detections)
+            labels = labels.gather(1, queries)
+        else:
+            flat = self.logits.sigmoid().flatten(1)  # (B, queries * classes)
+            scores, places = flat.topk(min(max_detections, flat.shape[1]), dim=1)
+            classes = self.logits.shape[-1]
+            queries, labels = places.div(classes, rounding_mode="floor"), places % classes
+        boxes = box_convert(self.boxes, "cxcywh", "xyxy").gather(1, queries[..., None].expand(-1, -1, 4))
+        boxes = boxes * sizes.flip(1).repeat(1, 2).to(boxes)[:, None]  # (B, detections, 4)
+        return [Detections(*one) for one in zip(boxes, scores, labels, strict=True)]
