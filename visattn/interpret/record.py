@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from visattn.attention import DeformableAttention
 from visattn.attention.projected import ProjectedAttention
 from visattn.backbones.swin import SwinBlock
 
@@ -65,7 +66,8 @@ def observe_attention(model: nn.Module, observer: Observer, modules: Sequence[st
     Raises:
         ValueError: there is no attention to observe, or none of such a name.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, ProjectedAttention)}
+    recorded = ProjectedAttention | DeformableAttention
+    found = {name: module for name, module in model.named_modules() if isinstance(module, recorded)}
     if not found:
         raise ValueError(f"{type(model).__name__} has no attention modules of visattn to record")
     unknown = sorted(set(modules or ()) - found.keys())

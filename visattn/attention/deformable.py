@@ -1,0 +1,216 @@
+"""Multi-scale deformable attention: each query looks at a few learned points of several maps, between their cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Grids = Sequence[tuple[int, int]]
+
+
+def deformable_attention(
+    value: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    grids: Grids,
+    points: Sequence[int] | None = None,
+    *,
+    sampling: str = "bilinear",
+) -> Tensor:
+    """The weighted sum of values at a few places, each interpolated bilinearly among four cells, zeros beyond the map.
+
+    Cost: queries * samples * 4 * head_dim, however large the maps are.
+
+    Args:
+        value: (batch, keys, heads, head_dim), the cells of all maps, those of a map in reading order, the maps behind
+            each other.
+        locations: (batch, queries, heads, samples, 2), x and y of each sample as parts of its map's width and height:
+            (0, 0) is the corner of the map, not the center of its first cell.
+        weights: (batch, queries, heads, samples), after the softmax.
+        grids: (height, width) of each map.
+        points: how many of the samples belong to each map, in the order of the maps; None: equally many.
+        sampling: "bilinear", or "nearest": the one cell whose column and row are nearest to x * width and y * height, kept
+            within the map, without a gradient for the locations.
+
+    Returns:
+        (batch, queries, heads, head_dim).
+
+    Raises:
+        ValueError: keys don't fill the grids, or the points of all maps aren't the samples, or sampling is unknown.
+
+    Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, equation 3; nearest cells Lv et al. 2024,
+        https://arxiv.org/abs/2407.17140 (RT-DETRv2), section 3.1, as published in code.
+    """
+    batch, keys, heads, head_dim = value.shape
+    queries, samples = locations.shape[1], locations.shape[3]
+    if sampling not in ("bilinear", "nearest"):
+        raise ValueError(f"sampling {sampling!r} is unknown; choose bilinear or nearest")
+    find = bilinear_cells if sampling == "bilinear" else nearest_cells
+    cells, shares = find(locations, grids, samples_of_maps(keys, samples, grids, points))
+    shares = (shares * weights[..., None]).to(value.dtype)  # (batch, queries, heads, samples, 4 or 1)
+    # Each head of each key is a row of one table, and each head of each query sums some rows of it.
+    image = torch.arange(batch, device=value.device).view(-1, 1, 1, 1, 1)
+    rows = (image * keys + cells) * heads + torch.arange(heads, device=value.device).view(-1, 1, 1)
+    bags = (batch * queries * heads, cells.shape[-1] * samples)
+    table = value.reshape(batch * keys * heads, head_dim)
+    attended = functional.embedding_bag(rows.view(bags), table, mode="sum", per_sample_weights=shares.view(bags))
+    return attended.view(batch, queries, heads, head_dim)
+
+
+def deformable_attention_weights(
+    locations: Tensor, weights: Tensor, grids: Grids, points: Sequence[int] | None = None
+) -> Tensor:
+    """How much `deformable_attention` takes from each key: (batch, heads, queries, keys).
+
+    A row sums to 1 where all samples are within the maps.
+    """
+    batch, queries, heads, samples, _ = locations.shape
+    keys = sum(height * width for height, width in grids)
+    cells, shares = bilinear_cells(locations, grids, samples_of_maps(keys, samples, grids, points))
+    shares = (shares * weights[..., None]).transpose(1, 2).flatten(3)  # (batch, heads, queries, 4 * samples)
+    dense = shares.new_zeros(batch, heads, queries, keys)
+    return dense.scatter_add(3, cells.transpose(1, 2).flatten(3), shares)
+
+
+def bilinear_cells(locations: Tensor, grids: Grids, points: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The four cells around each sample and their shares of it, both (batch, queries, heads, samples, 4).
+
+    Cells beyond a map have a share of 0.
+    """
+    sizes, first = maps_of_samples(grids, points, locations.device)  # (samples, 2), (samples,)
+    places = (locations if locations.dtype == torch.float64 else locations.float()) * sizes - 0.5
+    near = places.detach().floor()  # of the four the upper left one, in cells
+    far = near + 1
+    last = sizes - 1
+    beyond = places - near
+    of_near = (1 - beyond) * ((near >= 0) & (near <= last))
+    of_far = beyond * ((far >= 0) & (far <= last))
+    columns, rows = torch.stack([of_near, of_far], dim=-1).unbind(-2)  # (batch, queries, heads, samples, 2) each
+    shares = (rows[..., :, None] * columns[..., None, :]).flatten(-2)
+    cells = torch.stack([near, far], dim=-1).clamp(min=0).minimum(last[..., None]).long()
+    columns, rows = cells.unbind(-2)
+    rows = rows * sizes[:, :1] + first[:, None]
+    return (rows[..., :, None] + columns[..., None, :]).flatten(-2), shares
+
+
+def nearest_cells(locations: Tensor, grids: Grids, points: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The cell of each sample and its share, which is 1, both (batch, queries, heads, samples, 1)."""
+    sizes, first = maps_of_samples(grids, points, locations.device)
+    cells = (locations.detach() * sizes + 0.5).long().clamp(min=0).minimum(sizes - 1)
+    cells = cells[..., 1] * sizes[:, 0] + cells[..., 0] + first  # (batch, queries, heads, samples)
+    return cells[..., None], locations.new_ones(*cells.shape, 1)
+
+
+def maps_of_samples(grids: Grids, points: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each sample's map the width and height, (samples, 2), and the number of its first cell, (samples,)."""
+    sizes, first, cells = [], [], 0
+    for (height, width), count in zip(grids, points, strict=True):
+        sizes += [[width, height]] * count
+        first += [cells] * count
+        cells += height * width
+    return torch.tensor(sizes, device=device), torch.tensor(first, device=device)
+
+
+def samples_of_maps(keys: int, samples: int, grids: Grids, points: Sequence[int] | None) -> tuple[int, ...]:
+    """How many samples belong to each map.
+
+    Raises:
+        ValueError: as `deformable_attention` says.
+    """
+    cells = sum(height * width for height, width in grids)
+    if keys != cells:
+        sides = ", ".join(f"{height}x{width}" for height, width in grids)
+        raise ValueError(f"{keys} keys don't fill maps of {sides}, which have {cells} cells")
+    if points is None:
+        if samples % len(grids):
+            raise ValueError(f"{samples} samples can't be shared equally by {len(grids)} maps; say points=")
+        return (samples // len(grids),) * len(grids)
+    if len(points) != len(grids) or sum(points) != samples:
+        raise ValueError(f"points {tuple(points)} don't say how {samples} samples belong to {len(grids)} maps")
+    return tuple(points)
+
+
+class DeformableAttention(nn.Module):
+    """Queries look at a few points around where they stand, of several maps at once, as far off as they choose.
+
+    Args:
+        dim: channels of queries and of cells.
+        num_heads: attention heads; the points of each begin in a direction of their own.
+        levels: maps.
+        points: that each head looks at in each map.
+
+    Attributes:
+        record: as in `ProjectedAttention`, with the weights spread over all cells of all maps in their order.
+
+    Raises:
+        ValueError: num_heads doesn't divide dim.
+
+    Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, section 4.1 and A.4.
+    """
+
+    record: Any = None  # set on an instance; a type of callable would be read as that of a method
+
+    def __init__(self, dim: int, num_heads: int, *, levels: int = 4, points: int = 4) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"{num_heads} heads don't divide {dim} channels")
+        self.num_heads, self.levels, self.points = num_heads, levels, points
+        self.offsets = nn.Linear(dim, num_heads * levels * points * 2)
+        self.weights = nn.Linear(dim, num_heads * levels * points)
+        self.value = nn.Linear(dim, dim)
+        self.projection = nn.Linear(dim, dim)
+        for layer in (self.offsets, self.weights):
+            nn.init.zeros_(layer.weight)
+        for layer in (self.value, self.projection):
+            nn.init.xavier_uniform_(layer.weight)
+        for layer in (self.weights, self.value, self.projection):
+            nn.init.zeros_(layer.bias)
+        angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
+        direction = torch.stack([angles.cos(), angles.sin()], dim=1)  # (heads, 2)
+        direction = direction / direction.abs().amax(dim=1, keepdim=True)
+        steps = torch.arange(1, points + 1)[:, None]  # (points, 1)
+        start = (direction[:, None, None] * steps).expand(-1, levels, -1, -1)  # (heads, levels, points, 2)
+        with torch.no_grad():
+            self.offsets.bias.copy_(start.flatten())
+
+    def forward(
+        self, queries: Tensor, reference: Tensor, context: Tensor, grids: Grids, padding: Tensor | None = None
+    ) -> Tensor:
+        """Queries (batch, Q, dim) to the same.
+
+        Args:
+            reference: (batch, Q, levels, 2 or 4), where each query stands on each map: a point, from which offsets are
+                counted in cells, or a box (center x, center y, width, height), by whose size they are scaled; as parts
+                of the map's width and height.
+            context: (batch, keys, dim), the cells of all maps, those of a map in reading order, the maps behind each
+                other.
+            grids: (height, width) of each map.
+            padding: (batch, keys), bool, True for cells that count as zeros.
+        """
+        batch, length, _ = queries.shape
+        shape = (batch, length, self.num_heads, self.levels, self.points)
+        value = self.value(context)  # (batch, keys, dim)
+        if padding is not None:
+            value = value.masked_fill(padding[..., None], 0.0)
+        value = value.unflatten(2, (self.num_heads, -1))
+        weights = self.weights(queries).view(*shape[:3], -1).softmax(dim=-1)  # (batch, Q, heads, levels * points)
+        offsets = self.offsets(queries).view(*shape, 2)
+        reference = reference[:, :, None, :, None]  # (batch, Q, 1, levels, 1, 2 or 4)
+        if reference.shape[-1] == 2:
+            sizes = torch.tensor([[width, height] for height, width in grids], device=queries.device)
+            locations = reference + offsets / sizes[:, None]
+        else:
+            locations = reference[..., :2] + offsets * (0.5 / self.points) * reference[..., 2:]
+        locations = locations.flatten(3, 4)  # (batch, Q, heads, levels * points, 2)
+        if self.record is None:
+            attended = deformable_attention(value, locations, weights, grids)  # (batch, Q, heads, head_dim)
+        else:
+            seen = deformable_attention_weights(locations, weights, grids)  # (batch, heads, Q, keys)
+            self.record(seen, None)
+            attended = (seen.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2)
+        return self.projection(attended.flatten(2))
