@@ -98,10 +98,10 @@ class DetectionPreprocess:
         wanted: float = self.shortest
         if long / short * self.shortest > self.longest:
             wanted = self.longest * short / long
+        if round(wanted) == short:
+            return height, width
         # The shorter side is rounded, the longer one cut off: transformers.
         shorter, longer = max(round(wanted), 1), max(int(wanted * long / short), 1)
-        if shorter == short:
-            return height, width
         return (shorter, longer) if height <= width else (longer, shorter)
 
     def resize(self, pixels: Tensor, size: Sequence[int]) -> Tensor:
@@ -119,7 +119,7 @@ class DetectionPreprocess:
     def normalize(self, pixels: Tensor) -> Tensor:
         """(..., 3, height, width) uint8 to float, as the network reads them."""
         mean, std = torch.tensor(self.mean).view(3, 1, 1), torch.tensor(self.std).view(3, 1, 1)
-        return pixels.float().mul_(1 / 255).sub_(mean).div_(std)
+        return torch.addcmul(-mean / std, pixels.float(), 1 / (255 * std))
 
     def invert(self, images: Tensor) -> Tensor:
         """Preprocessed images (..., 3, H, W) back to colours in [0, 1], for looking at them."""

@@ -115,15 +115,15 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-class ImageReader:
-    """Reads pictures; what cannot be read is raised, or skipped and noted.
+class FileReader:
+    """Reads many files; what cannot be read is raised, or skipped and noted.
 
     Attributes:
         problems: what was skipped, each beginning with its path.
     """
 
-    def __init__(self, preprocess: Preprocess, skip: bool = False) -> None:
-        self.preprocess, self.skip = preprocess, skip
+    def __init__(self, skip: bool = False) -> None:
+        self.skip = skip
         self.problems: list[str] = []
 
     def problem(self, error: ValueError) -> None:
@@ -131,22 +131,7 @@ class ImageReader:
             raise error
         self.problems.append(str(error))
 
-    def load(self, paths: Sequence[Path], labels: Tensor) -> tuple[Tensor, Tensor]:
-        """All pictures as (N, 3, H, W) uint8, and their labels."""
-        pixels = torch.empty(len(paths), 3, *self.preprocess.image_size, dtype=torch.uint8)
-
-        def read(index: int) -> None:
-            pixels[index] = self.preprocess.pixels(open_image(paths[index]))
-
-        good = self.for_all(read, paths)
-        return (pixels, labels) if good.all() else (pixels[good], labels[good])
-
-    def check(self, paths: Sequence[Path], labels: Tensor) -> tuple[Sequence[Path], Tensor]:
-        """The paths of all pictures that can be read, for decoding them when they are asked for; and their labels."""
-        good = self.for_all(lambda index: check_image(paths[index]), paths)
-        return [path for path, kept in zip(paths, good.tolist(), strict=True) if kept], labels[good]
-
-    def for_all(self, read: Callable[[int], None], paths: Sequence[Path]) -> Tensor:
+    def for_all(self, read: Callable[[int], object], paths: Sequence[Path]) -> Tensor:
         """Reads by index; returns which could be read, (N,) bool."""
         good = torch.ones(len(paths), dtype=torch.bool)
 
@@ -167,6 +152,29 @@ class ImageReader:
         finally:
             pool.shutdown(cancel_futures=True)  # at an error, the rest isn't read
         return good
+
+
+class ImageReader(FileReader):
+    """Reads pictures into one size."""
+
+    def __init__(self, preprocess: Preprocess, skip: bool = False) -> None:
+        super().__init__(skip)
+        self.preprocess = preprocess
+
+    def load(self, paths: Sequence[Path], labels: Tensor) -> tuple[Tensor, Tensor]:
+        """All pictures as (N, 3, H, W) uint8, and their labels."""
+        pixels = torch.empty(len(paths), 3, *self.preprocess.image_size, dtype=torch.uint8)
+
+        def read(index: int) -> None:
+            pixels[index] = self.preprocess.pixels(open_image(paths[index]))
+
+        good = self.for_all(read, paths)
+        return (pixels, labels) if good.all() else (pixels[good], labels[good])
+
+    def check(self, paths: Sequence[Path], labels: Tensor) -> tuple[Sequence[Path], Tensor]:
+        """The paths of all pictures that can be read, for decoding them when they are asked for; and their labels."""
+        good = self.for_all(lambda index: check_image(paths[index]), paths)
+        return [path for path, kept in zip(paths, good.tolist(), strict=True) if kept], labels[good]
 
 
 def find_images(folder: Path, classes: Sequence[str], reader: ImageReader) -> tuple[list[Path], Tensor]:
