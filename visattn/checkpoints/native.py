@@ -15,18 +15,28 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from visattn import backbones
+from visattn.data.detection_preprocess import DetectionPreprocess
 from visattn.data.preprocess import Preprocess
 from visattn.files import atomic_path
 from visattn.heads import (
     CaptionDecoder,
+    ConditionalDetrHead,
+    DeformableDetrHead,
+    DetrHead,
+    FasterRcnnHead,
+    FcosHead,
     ImageCaptioner,
     ImageClassifier,
+    MaskRcnnHead,
+    ObjectDetector,
     QuestionEncoder,
+    RetinaNetHead,
+    RtDetrHead,
     VisualQuestionAnswerer,
 )
 from visattn.text import CaptionTokenizer
 
-Model = ImageClassifier | ImageCaptioner | VisualQuestionAnswerer
+Model = ImageClassifier | ImageCaptioner | VisualQuestionAnswerer | ObjectDetector
 
 _format = "visattn-1"
 _backbones = {
@@ -36,6 +46,20 @@ _backbones = {
         backbones.SwinTransformer,
         backbones.LocalHybrid,
         backbones.TimmBackbone,
+        backbones.ResNetD,
+    )
+}
+_detection_heads: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (
+        ConditionalDetrHead,
+        DeformableDetrHead,
+        DetrHead,
+        FasterRcnnHead,
+        FcosHead,
+        MaskRcnnHead,
+        RetinaNetHead,
+        RtDetrHead,
     )
 }
 
@@ -79,7 +103,7 @@ def save_pretrained(
     with atomic_path(Path(folder) / "model.safetensors") as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
     config = model_config(model) | ({} if backbone_source is None else {"backbone_source": backbone_source})
-    if not isinstance(model, ImageClassifier):
+    if isinstance(model, ImageCaptioner | VisualQuestionAnswerer):
         del config["tokenizer"]
         model.tokenizer.save(folder)
     with atomic_path(Path(folder) / "config.json") as temporary:
@@ -114,6 +138,10 @@ def model_config(model: Model) -> dict[str, Any]:
     if isinstance(model, ImageClassifier):
         config |= {"num_classes": model.num_classes, "dropout": model.dropout}
         return config | {"classes": None if model.classes is None else list(model.classes), "preprocess": preprocess}
+    if isinstance(model, ObjectDetector):
+        config |= {"head": type(model.head).__name__, "head_arguments": _plain(model.head.arguments)}
+        config |= {"num_classes": model.num_classes, "classes": _plain(model.classes)}
+        return config | {"category_ids": _plain(model.category_ids), "preprocess": preprocess}
     if isinstance(model, ImageCaptioner):
         config |= {"decoder": _plain(model.decoder.arguments)}
     else:
@@ -143,7 +171,9 @@ def build_model(config: Mapping[str, Any], origin: str = "the configuration") ->
     try:
         backbone = _backbones[name](**config["arguments"])
         model = _kinds[kind][1](backbone, config)
-        model.preprocess = Preprocess(**config["preprocess"]) if config.get("preprocess") else None
+        if config.get("preprocess"):
+            make = DetectionPreprocess if isinstance(model, ObjectDetector) else Preprocess
+            model.preprocess = make(**config["preprocess"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{origin}: doesn't describe a model: {error!r}") from error
     return model
@@ -178,10 +208,21 @@ def question_answerer_of(backbone: backbones.Backbone, config: Mapping[str, Any]
     )
 
 
+def detector_of(backbone: backbones.Backbone, config: Mapping[str, Any]) -> ObjectDetector:
+    name = config["head"]
+    if name not in _detection_heads:
+        raise ValueError(f"head {name!r} is none of {', '.join(_detection_heads)}")
+    head = _detection_heads[name](backbone.channels, backbone.strides, config["num_classes"], **config["head_arguments"])
+    model = ObjectDetector(backbone, head, config.get("classes"))
+    model.category_ids = tuple(config["category_ids"]) if config.get("category_ids") else None
+    return model
+
+
 _kinds: dict[str, tuple[type[Model], Callable[[backbones.Backbone, Mapping[str, Any]], Model]]] = {
     "classification": (ImageClassifier, classifier_of),
     "captioning": (ImageCaptioner, captioner_of),
     "question_answering": (VisualQuestionAnswerer, question_answerer_of),
+    "detection": (ObjectDetector, detector_of),
 }
 
 

@@ -3,6 +3,7 @@
 from visattn.tasks.callbacks import AtomicCheckpointIO, ExponentialMovingAverage, StepSeed
 from visattn.tasks.captioning import ImageCaptioning
 from visattn.tasks.classification import ImageClassification
+from visattn.tasks.detection import ObjectDetection
 from visattn.tasks.question_answering import QuestionAnswering
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "ImageCaptioning",
     "ImageClassification",
+    "ObjectDetection",
     "QuestionAnswering",
     "StepSeed",
 ]

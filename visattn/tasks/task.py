@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -17,6 +17,8 @@ from visattn.checkpoints import load_pretrained, model_config
 from visattn.checkpoints.native import Model
 from visattn.heads import ImageClassifier
 from visattn.tasks.optimization import clip_gradients, parameter_groups, scheduled_optimizer
+
+Answer = TypeVar("Answer")
 
 
 class BackboneTask(lightning.LightningModule):
@@ -118,13 +120,13 @@ def classifier_backbone(source: str, image_size: int) -> Backbone:
     return model.backbone
 
 
-def gathered(answers: dict[int, str]) -> dict[int, str]:
-    """What all processes of a run have written, by the place of what it is about."""
+def gathered(answers: dict[int, Answer]) -> dict[int, Answer]:
+    """What all processes of a run have found, by the place or number of what it is about."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return answers
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, answers)
-    return {place: text for part in parts for place, text in part.items()}
+    return {place: answer for part in parts for place, answer in part.items()}
 
 
 def refuse_other_model(saved: dict[str, Any] | None, ours: dict[str, Any]) -> None:
