@@ -2,6 +2,7 @@
 
 from visattn.backbones.features import Backbone, Features
 from visattn.backbones.hybrid import LocalHybrid, local_hybrid_small, local_hybrid_tiny
+from visattn.backbones.resnet import ResNetD
 from visattn.backbones.swin import SwinTransformer, swin_base, swin_small, swin_tiny
 from visattn.backbones.timm_backbone import TimmBackbone
 from visattn.backbones.vit import (
@@ -18,6 +19,7 @@ __all__ = [
     "Backbone",
     "Features",
     "LocalHybrid",
+    "ResNetD",
     "SwinTransformer",
     "TimmBackbone",
     "VisionTransformer",
