@@ -124,8 +124,8 @@ class MultiHeadAttention(ProjectedAttention):
                 `keys_and_values` made of it.
             mask, bias, is_causal: see `dot_product_attention`.
             cache: of self-attention: the tokens also see those that the cache holds, and are kept in it.
-            position: added to the tokens where queries are made of them, and keys if there is no context, but not to the
-                values; broadcasts to (batch, N, dim).
+            position: added to the tokens where queries are made of them, and keys if there is no context, but not to
+                the values; broadcasts to (batch, N, dim).
             context_position: added to the context where keys are made of it, but not to the values; broadcasts to
                 (batch, M, context_dim).
 

