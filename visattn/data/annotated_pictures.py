@@ -121,9 +121,8 @@ class AnnotatedPictures:
             boxes = BoundingBoxes(cropped[kept], format="XYXY", canvas_size=cropped.canvas_size)  # type: ignore[call-overload]
         areas = torch.from_numpy(self.instances.areas[objects.numpy()]).float() * shares * scale
         masks = self.masks(index, objects, stored, window, size)
-        shown = AnnotatedPicture(
-            self.preprocess.resize(pixels, size), functional.resize(boxes, [*size]), objects, areas, masks
-        )
+        boxes = functional.clamp_bounding_boxes(functional.resize(boxes, [*size]))  # of what rounding adds
+        shown = AnnotatedPicture(self.preprocess.resize(pixels, size), boxes, objects, areas, masks)
         return shown if masks is None else shown.keep(masks.flatten(1).any(1).bool())
 
     def masks(

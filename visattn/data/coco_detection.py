@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ class CocoFolderData(DetectionData):
         ValueError: nothing is left of a split.
 
     Warns:
-        UserWarning: boxes that are empty, or lie outside of their image, teach nothing; how many there are, and how many
-            entries were skipped.
+        UserWarning: of boxes that teach nothing, being empty or outside of their image, and of what was skipped, each
+            with their number.
     """
 
     def __init__(

@@ -26,8 +26,7 @@ class DetectionSplit(NamedTuple):
     """N pictures and the objects in them.
 
     Attributes:
-        pictures: N of (3, h, w) uint8 in memory, in their own aspect ratios; None: they are files, decoded when they are
-            asked for.
+        pictures: N of (3, h, w) uint8 in memory, in their own aspect ratios; None: files, decoded when asked for.
         instances: the objects.
     """
 
@@ -38,8 +37,8 @@ class DetectionSplit(NamedTuple):
 class DetectionData(ResumableData):
     """Loaders over pictures with objects in three splits, which `read_splits` of each data set gives.
 
-    A batch, of training and of evaluation, is (`ImageBatch`, targets, index (B,)). The targets are those of torchvision's
-    detectors, a dictionary for each image with
+    A batch, of training and of evaluation, is (`ImageBatch`, targets, index (B,)). The targets are as torchvision's
+    detectors want them, a dictionary for each image with
 
         boxes     (n, 4) float, left, top, right and bottom in pixels of the image as it is in the batch
         labels    (n,) long, 0 to C - 1 in the order of ascending category ids
@@ -144,8 +143,8 @@ class DetectionData(ResumableData):
     def ground_truth(self, split: str) -> dict[str, Any]:
         """The objects of a split as COCO's evaluation wants them: the contents of an `instances_*.json`.
 
-        Boxes and areas are those of the file, crowds and empty boxes among them. Where an annotation has the id 0, which
-        COCO's evaluation takes for none, all are numbered anew from 1 on.
+        Boxes and areas are those of the file, crowds and empty boxes among them. Where an annotation has the id 0,
+        which COCO's evaluation takes for none, all are numbered anew from 1 on.
 
         Source: https://cocodataset.org/#format-data, "Object Detection".
         """

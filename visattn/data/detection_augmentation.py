@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional
 
-from visattn.data.annotated_pictures import AnnotatedPicture, AnnotatedPictures, Window, box_areas, rewrap
+from visattn.data.annotated_pictures import AnnotatedPicture, AnnotatedPictures, Window, rewrap
 from visattn.data.draws import uniform_draws
 
 _trials = 24  # windows that are drawn for one that keeps an object
@@ -232,9 +232,9 @@ def paste(below: AnnotatedPicture, above: AnnotatedPicture, draws: np.ndarray, m
 
 def cut_to_masks(now: AnnotatedPicture, before: AnnotatedPicture, min_visible: float) -> AnnotatedPicture:
     """Objects whose masks lost pixels have smaller boxes, or are left out."""
-    assert now.masks is not None and before.masks is not None
-    left, all_of_it = (picture.masks.flatten(1).sum(1) for picture in (now, before))  # type: ignore[union-attr]
-    shares = left / all_of_it  # (n,)
+    assert now.masks is not None
+    assert before.masks is not None
+    shares = now.masks.flatten(1).sum(1) / before.masks.flatten(1).sum(1)  # (n,)
     kept = (shares > 0) & (shares >= min_visible)
     changed = shares[kept] < 1
     now = now._replace(areas=now.areas * shares).keep(kept)
@@ -248,7 +248,7 @@ def cut_to_masks(now: AnnotatedPicture, before: AnnotatedPicture, min_visible: f
 def distort(pixels: Tensor, draws: np.ndarray) -> Tensor:
     """Other colours (3, height, width), uint8, by ten draws in [0, 1): half of the changes are made.
 
-    Source: Liu et al. 2016, section 2.2; the strengths are those of `torchvision.transforms.v2.RandomPhotometricDistort`.
+    Source: Liu et al. 2016, section 2.2; the strengths are those of torchvision's `RandomPhotometricDistort`.
     """
     brightness, contrast, saturation, hue = (draw < 0.5 for draw in draws[:4])
     if brightness:

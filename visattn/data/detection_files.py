@@ -106,8 +106,8 @@ def read_instances(
 
     Args:
         file: `{"images": [{"id", "file_name", "height", "width"}], "annotations": [{"id", "image_id", "category_id",
-            "bbox", "area", "iscrowd", "segmentation"}], "categories": [{"id", "name"}]}`. Without "iscrowd" an object is
-            none; without "area" it has that of its box.
+            "bbox", "area", "iscrowd", "segmentation"}], "categories": [{"id", "name"}]}`. Without "iscrowd" an object
+            is none; without "area" it has that of its box.
         folder: that file names are relative to.
         problem: is told of entries that are left out: those that are not of that form, whose id another has, pictures
             that are missing, objects of unknown pictures and of categories that are not declared.

@@ -1,4 +1,4 @@
-"""Masks as COCO writes them, polygons and run lengths, in one form: compressed run lengths, checked when they are read."""
+"""Masks as COCO writes them, polygons and run lengths, checked and brought into one form when they are read."""
 
 from __future__ import annotations
 
