@@ -1,5 +1,6 @@
 """Every kind of attention, one file each: a pure function of query, key and value, and the module that uses it."""
 
+from visattn.attention.chunked import chunked_attention
 from visattn.attention.deformable import (
     DeformableAttention,
     deformable_attention,
@@ -13,6 +14,7 @@ from visattn.attention.neighborhood import (
     neighborhood_attention_weights,
     neighborhood_keys,
 )
+from visattn.attention.ring import RingAttention, gather_tokens, ring_attention, tokens_here
 from visattn.attention.window import WindowAttention, window_attention, window_attention_weights, window_keys
 
 __all__ = [
@@ -20,14 +22,19 @@ __all__ = [
     "KeyValueCache",
     "MultiHeadAttention",
     "NeighborhoodAttention",
+    "RingAttention",
     "WindowAttention",
     "attention_weights",
+    "chunked_attention",
     "deformable_attention",
     "deformable_attention_weights",
     "dot_product_attention",
+    "gather_tokens",
     "neighborhood_attention",
     "neighborhood_attention_weights",
     "neighborhood_keys",
+    "ring_attention",
+    "tokens_here",
     "window_attention",
     "window_attention_weights",
     "window_keys",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visattn.attention import MultiHeadAttention, NeighborhoodAttention
+from visattn.attention import MultiHeadAttention, NeighborhoodAttention, RingAttention, gather_tokens, tokens_here
 from visattn.backbones.blocks import BlockDesign, blocks
 from visattn.backbones.embedding import ConvolutionalEmbedding, PatchEmbedding, resample_positions, sinusoids
 from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
@@ -48,11 +48,16 @@ class VisionTransformer(Backbone):
         final_norm: "before_pooling", "after_pooling" or "none".
         block: "transformer", "post_norm", "parallel" or "twin": a class in blocks.py.
         drop_path: probability that a sample skips a branch of the last block in training; rises linearly from 0.
+        token_parallel: for images of very many tokens: of the processes of `torch.distributed`, which all are given the
+            same images, each works on a part of the tokens, and all attention is global ring attention. The weights
+            are those of the same model without it, and so are the outputs; under DistributedDataParallel also the
+            gradients, where all processes compute the same loss.
         **design: what all blocks share, see `BlockDesign`: mlp_ratio, mlp, activation, mlp_bias, norm, norm_eps,
             qk_norm, sub_norm, layer_scale, dropout.
 
     Raises:
-        ValueError: a name is unknown, or local blocks meet prefix tokens, which have no neighbors.
+        ValueError: a name is unknown, local blocks meet prefix tokens, which have no neighbors, or token_parallel meets
+            local blocks or drop_path.
 
     Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929.
     """
@@ -87,6 +92,7 @@ class VisionTransformer(Backbone):
         final_norm: str = "before_pooling",
         block: str = "transformer",
         drop_path: float = 0.0,
+        token_parallel: bool = False,
         **design: Any,
     ) -> None:
         arguments = constructor_arguments(locals(), extra="design")
@@ -99,7 +105,7 @@ class VisionTransformer(Backbone):
         self.channels, self.strides = (dim,), (patch_size,)
         self.num_features = 2 * dim if pooling == "token_and_average" else dim
         self.num_layers = depth + 1
-        self.pooling, self.pooling_prefix = pooling, pooling_prefix
+        self.pooling, self.pooling_prefix, self.token_parallel = pooling, pooling_prefix, token_parallel
         self.prefix_positions, self.position_antialias = prefix_positions, position_antialias
 
         if stem == "patch":
@@ -124,7 +130,7 @@ class VisionTransformer(Backbone):
                 "dropout": attention_dropout,
             }
             if attention[index % len(attention)] == "global":
-                return partial(MultiHeadAttention, dim, num_heads, **options)
+                return partial(RingAttention if token_parallel else MultiHeadAttention, dim, num_heads, **options)
             return partial(
                 NeighborhoodAttention,
                 dim,
@@ -159,8 +165,12 @@ class VisionTransformer(Backbone):
         tokens = self.embed_positions(tokens, grid)  # (B, N, dim), N = prefix + height * width
         if self.pre_norm is not None:
             tokens = self.pre_norm(tokens)
+        if self.token_parallel:
+            tokens = tokens_here(tokens)
         for block in self.blocks:
             tokens = block(tokens, grid)
+        if self.token_parallel:
+            tokens = gather_tokens(tokens)
         if not self.norm_after_pooling:
             tokens = self.norm(tokens)
         image_tokens = tokens[:, self.num_prefix_tokens :]
@@ -211,6 +221,10 @@ def check_choices(arguments: dict[str, Any], num_prefix_tokens: int) -> None:
     unknown = set(arguments["attention"]) - {"global", "local"}
     if unknown or not arguments["attention"]:
         raise ValueError(f"attention {arguments['attention']} is no pattern of 'global' and 'local'")
+    if "local" in arguments["attention"] and arguments["token_parallel"]:
+        raise ValueError("token_parallel spreads the tokens of global attention; set attention=('global',)")
+    if arguments["token_parallel"] and arguments["drop_path"]:
+        raise ValueError("token_parallel goes without drop_path, whose draws would differ between processes")
     if "local" in arguments["attention"] and num_prefix_tokens:
         raise ValueError(
             f"local attention has no place for {num_prefix_tokens} class, distillation or register tokens: set "
