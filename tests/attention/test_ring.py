@@ -95,6 +95,8 @@ def test_weights_cannot_be_dropped():
     module = RingAttention(12, 3, dropout=0.1)
     with pytest.raises(ValueError, match="set dropout"):
         module(torch.randn(2, 7, 12))
+    with pytest.raises(ValueError, match="no mask"):
+        module(torch.randn(2, 7, 12), mask=torch.ones(7, 7, dtype=torch.bool))
     assert module.eval()(torch.randn(2, 7, 12)).shape == (2, 7, 12)
 
 

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from visattn.attention.chunked import add_gradients, attend_more, nothing_seen
 from visattn.attention.dot_product import MultiHeadAttention, attention_weights
+from visattn.attention.key_value_cache import KeyValueCache
 
 
 def ring_attention(
@@ -55,19 +56,28 @@ class RingAttention(MultiHeadAttention):
     Args as `ProjectedAttention`; dropout of weights isn't possible.
     """
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """The tokens here (batch, N, dim) to the same shape; grid isn't used.
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        is_causal: bool,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        """Queries, keys and values here (batch, heads, N, head_dim) to (batch, N, heads * head_dim).
 
         Raises:
-            ValueError: weights should be dropped.
+            ValueError: there is a mask, a bias or a cache, or weights should be dropped.
         """
+        if mask is not None or bias is not None or is_causal or cache is not None:
+            raise ValueError("ring attention lets every token see all tokens: it takes no mask, bias or cache")
         if self.active_dropout():
             raise ValueError(f"ring attention never sees a whole row of weights: set dropout {self.dropout} to 0")
-        query, key, value = self.heads(tokens, None)  # (batch, heads, N, head_dim)
         if self.record is not None:
             self.record(attention_weights(query, gather_tokens(key, dim=2)), None)
-        attended = ring_attention(query, key, value)
-        return self.project(attended.transpose(1, 2).flatten(2))
+        return ring_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def tokens_here(tokens: Tensor, dim: int = 1, group: distributed.ProcessGroup | None = None) -> Tensor:
@@ -101,7 +111,7 @@ class RingAttentionFunction(torch.autograd.Function):
         held = torch.stack((key, value))  # (2, batch, heads, tokens, head_dim)
         for step in range(ring.size):
             passing = ring.start_passing(held, step) if step < ring.size - 1 else None
-            attend_more(attended, query, *held, scale, query_chunk=query_chunk, key_chunk=key_chunk)
+            attend_more(attended, query, held[0], held[1], scale, query_chunk=query_chunk, key_chunk=key_chunk)
             held = held if passing is None else passing.wait()
         output = attended.output.to(query.dtype)
         ctx.save_for_backward(query, key, value, output, attended.log_normalizer)
@@ -120,10 +130,11 @@ class RingAttentionFunction(torch.autograd.Function):
         for step in range(ring.size):
             passing = ring.start_passing(held, step) if step < ring.size - 1 else None
             add_gradients(
-                (query_gradient, *held_gradients),
+                (query_gradient, held_gradients[0], held_gradients[1]),
                 gradient,
                 query,
-                *held,
+                held[0],
+                held[1],
                 scale,
                 log_normalizer,
                 mean_gradient,
