@@ -95,7 +95,7 @@ def test_nystrom_uses_the_pseudo_inverse():
 
 
 def test_performer_is_softmax_attention_in_the_mean_and_better_with_more_features():
-    query, key, value = (leaf.detach() for leaf in inputs(factor=0.7))
+    query, key, value = (leaf.detach() for leaf in inputs(factor=0.5))
     exact = dot_product_attention(query, key, value)
     generator = torch.Generator().manual_seed(0)
 
@@ -106,8 +106,9 @@ def test_performer_is_softmax_attention_in_the_mean_and_better_with_more_feature
         return (torch.stack(draws) - exact).square().mean().sqrt().item()
 
     errors = [error(features) for features in (16, 256, 4096)]
-    assert errors[2] < 0.6 * errors[1] < 0.36 * errors[0]  # in theory a quarter each time
-    assert errors[2] < 0.02
+    assert errors[2] < 0.2 * errors[0]  # in theory a sixteenth
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < 0.01
 
 
 def test_random_features_are_orthogonal_in_groups_and_as_long_as_normal_ones():

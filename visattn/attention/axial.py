@@ -29,9 +29,9 @@ def axial_attention(query: Tensor, key: Tensor, value: Tensor, axis: str, scale:
     """
     if axis not in ("width", "height"):
         raise ValueError(f"axis {axis!r} is unknown; choose width or height")
-    lines = [lines_of(tensor, axis) for tensor in (query, key, value)]  # (batch, lines, heads, side, head_dim)
-    attended = dot_product_attention(*(line.flatten(0, 1) for line in lines), scale=scale)
-    attended = attended.unflatten(0, lines[0].shape[:2]).transpose(2, 3)  # (batch, lines, side, heads, head_dim)
+    query, key, value = (lines_of(tensor, axis) for tensor in (query, key, value))
+    attended = dot_product_attention(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), scale=scale)
+    attended = attended.unflatten(0, query.shape[:2]).transpose(2, 3)  # (batch, lines, side, heads, head_dim)
     return attended if axis == "width" else attended.transpose(1, 2)
 
 
@@ -66,10 +66,9 @@ class AxialAttention(SelfAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
         check_grid(query, grid, "axial")
-        # (batch, height, width, heads, head_dim)
-        cells = [tensor.transpose(1, 2).unflatten(1, grid) for tensor in (query, key, value)]
-        parts = zip(*(tensor.split(list(self.shares.values()), dim=3) for tensor in cells), strict=True)
-        attended = [axial_attention(*part, axis) for part, axis in zip(parts, self.shares, strict=True)]
+        cells = torch.stack((query, key, value)).transpose(2, 3).unflatten(2, grid)  # (3, batch, height, width, ...)
+        parts = cells.split(list(self.shares.values()), dim=4)  # of the heads
+        attended = [axial_attention(q, k, v, axis) for (q, k, v), axis in zip(parts, self.shares, strict=True)]
         return torch.cat(attended, dim=3).flatten(1, 2).transpose(1, 2)
 
     def look(self, query: Tensor, key: Tensor, grid: tuple[int, int]) -> Tensor:
