@@ -93,8 +93,9 @@ def orthogonal_projection(features: int, head_dim: int, generator: torch.Generat
     blocks = []
     for _ in range(-(-features // head_dim)):
         normal = torch.randn(head_dim, head_dim, generator=generator)
-        rows, _ = torch.linalg.qr(normal)
-        blocks.append(rows.T)
+        columns, triangle = torch.linalg.qr(normal)
+        # Without these signs some directions would be likelier than others (Mezzadri 2007, section 4).
+        blocks.append((columns * triangle.diagonal().sign()).T)
     lengths = torch.randn(features, head_dim, generator=generator).norm(dim=1, keepdim=True)
     return torch.cat(blocks)[:features] * lengths
 
