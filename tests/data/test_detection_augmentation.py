@@ -45,10 +45,10 @@ def test_an_augmented_picture_depends_on_seed_epoch_and_index_alone(pictures):
 
 
 def test_stored_pictures_never_change(pictures):
-    before = pictures.pictures.clone()
+    before = torch.stack(pictures.pictures)
     for index in range(12):
         DetectionAugmentation(1, **everything)(pictures, 0, index)
-    assert torch.equal(pictures.pictures, before)
+    assert torch.equal(torch.stack(pictures.pictures), before)
 
 
 @pytest.mark.parametrize("part", [*everything, None])
@@ -121,6 +121,20 @@ def test_scales_shrink_the_picture_or_show_a_part_of_it(pictures):
     shown = larger(pictures, 0, 2)
     assert shown.pixels.shape[1:] == (side, side)
     assert shown.areas.max() > 1.5 * whole.areas.min()
+
+
+@pytest.mark.parametrize("fit", ["within", "stretch"])
+def test_a_part_stays_within_the_frame_of_the_whole(pictures, fit):
+    wide = [picture[:, 10:50] for picture in pictures.pictures]  # 40 x 61
+    instances = pictures.instances._replace(sizes=np.full((12, 2), (40, side)), masks=None)
+    preprocess = DetectionPreprocess(80, 130, fit=fit)
+    wide = AnnotatedPictures(wide, instances, preprocess)
+    augmentation = DetectionAugmentation(3, crop=1.0, scale=(0.8, 2.0))
+    sizes = {augmentation(wide, epoch, index).pixels.shape[1:] for epoch in range(3) for index in range(12)}
+    most = preprocess.resized(40, side)
+    assert all(0.4 * most[0] < height <= most[0] and 0.4 * most[1] < width <= most[1] for height, width in sizes)
+    assert all(abs(height - most[0]) < 17 or abs(width - most[1]) < 27 for height, width in sizes)
+    assert len(sizes) > 8
 
 
 def test_a_mosaic_has_objects_of_several_pictures(pictures):

@@ -160,7 +160,7 @@ def test_what_is_needed_must_be_there(root):
     ("place", "fields", "message"),
     [
         (1, {"question_id": None}, 'entry 1: "question_id" is missing'),
-        (1, {"question_id": "nine"}, "question nine: \"question_id\" must be a whole number from 0 on, found 'nine'"),
+        (1, {"question_id": "nine"}, 'question nine: "question_id" must be a whole number from 0 on, found a string'),
         (1, {"question_id": 9000}, 'question 9000: "question_id" 9000 is that of a question before'),
         (1, {"question_id": 5}, r"question 5: has no annotation in v2_mscoco_train2014_annotations\.json"),
         (1, {"image_id": None}, 'question 9001: "image_id" is missing'),
@@ -193,11 +193,11 @@ def test_errors_of_questions_name_file_question_and_field(root, place, fields, m
         ({"answers": [{"answer": "red"}] * 9 + [{}]}, 'question 42000, answer 9: "answer" is missing'),
         (
             {"answers": [{"answer": "red"}] * 9 + [{"answer": 3}]},
-            'question 42000, answer 9: "answer" must be a string, found 3',
+            'question 42000, answer 9: "answer" must be a string, found a number',
         ),
-        ({"answers": ["red"] * 10}, "question 42000, answer 0: expected an object, found 'red'"),
+        ({"answers": ["red"] * 10}, "question 42000, answer 0: expected an object, found a string"),
         ({"question_type": None}, 'question 42000: "question_type" is missing'),
-        ({"answer_type": 3}, 'question 42000: "answer_type" must be a string, found 3'),
+        ({"answer_type": 3}, 'question 42000: "answer_type" must be a string, found a number'),
         ({"image_id": -1}, 'question 42000: "image_id" must be a whole number from 0 on, found -1'),
     ],
 )
@@ -219,12 +219,12 @@ def test_an_annotation_of_no_question_is_an_error(root):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"annotations": [{"question_id": 1, "answ', "no whole JSON; is the file cut off"),
-        ("", "no whole JSON"),
-        ("[" * 100_000, "no whole JSON"),
-        ("[1, 2]", 'expected an object with a list "annotations", found none'),
-        ('{"annotations": {}}', 'expected an object with a list "annotations", found an object'),
-        ('{"questions": []}', 'expected an object with a list "annotations", found none'),
+        ('{"annotations": [{"question_id": 1, "answ', "no JSON, or cut off"),
+        ("", "no JSON, or cut off"),
+        ("[" * 100_000, "no JSON, or cut off"),
+        ("[1, 2]", "expected an object, found a list"),
+        ('{"annotations": {}}', '"annotations" must be a list, found an object'),
+        ('{"questions": []}', '"annotations" is missing'),
     ],
 )
 def test_files_of_another_form_are_errors(tmp_path, text, message):

@@ -89,7 +89,7 @@ class AnnotatedPictures:
         first, last = self.instances.first[index : index + 2]
         objects = torch.from_numpy(first + np.flatnonzero(self.shown[first:last]))
         height, width = self.instances.sizes[index].tolist()
-        return objects, BoundingBoxes(self.corners[objects], format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
+        return objects, BoundingBoxes(self.corners[objects], format="XYXY", canvas_size=(height, width))
 
     def whole(self, index: int) -> AnnotatedPicture:
         """A whole picture, of the size that `preprocess` gives it, as it is evaluated."""
@@ -118,7 +118,7 @@ class AnnotatedPictures:
             shares = box_areas(cropped) / box_areas(boxes)
             kept = (shares > 0) & (shares >= min_visible)
             objects, shares = objects[kept], shares[kept]
-            boxes = BoundingBoxes(cropped[kept], format="XYXY", canvas_size=cropped.canvas_size)  # type: ignore[call-overload]
+            boxes = BoundingBoxes(cropped[kept], format="XYXY", canvas_size=cropped.canvas_size)
         areas = torch.from_numpy(self.instances.areas[objects.numpy()]).float() * shares * scale
         masks = self.masks(index, objects, stored, window, size)
         boxes = functional.clamp_bounding_boxes(functional.resize(boxes, [*size]))  # of what rounding adds
@@ -149,4 +149,4 @@ def box_areas(boxes: Tensor) -> Tensor:
 def rewrap(picture: AnnotatedPicture, boxes: Tensor) -> BoundingBoxes:
     """Boxes (n, 4) of a picture, as torchvision's functions need them."""
     height, width = picture.pixels.shape[1:]
-    return BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
+    return BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from visattn.data.images import ImageFileError
+from visattn.data.images import ImageFileError, exists
+from visattn.data.json_fields import JsonFields, kind
 
 ImageId = int | str
 Problem = Callable[[ValueError], None]  # raises what is wrong with one entry, or counts it
 
-_lone_surrogate = re.compile("[\ud800-\udfff]")
 _line_separator = re.compile("[\r\x0b\x0c\u2028\u2029]")  # which the evaluation of captions refuses
 _karpathy_splits = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
 class CaptionFileError(ValueError):
     """A file of captions cannot be used; the message names the file, the entry and the field."""
+
+
+_fields = JsonFields(CaptionFileError, "captions")
 
 
 class CaptionedFile(NamedTuple):
@@ -45,12 +47,12 @@ def read_coco(file: Path, folder: Path, problem: Problem) -> list[CaptionedFile]
 
     Source: https://cocodataset.org/#format-data, "Image Captioning".
     """
-    content = read_json(file)
+    content = _fields.read_json(file)
     names: dict[ImageId, str] = {}
-    for position, entry in enumerate(list_of(file, content, "images")):
+    for position, entry in enumerate(_fields.list_of(file, content, "images")):
         try:
             where = f"{file}: image {position}"
-            image, name = image_id(where, entry, "id"), text(where, entry, "file_name")
+            image, name = image_id(where, entry, "id"), _fields.text(where, entry, "file_name")
             if image in names:
                 raise CaptionFileError(f'{where}: "id" {image!r} is that of an image before')
         except CaptionFileError as error:
@@ -58,7 +60,7 @@ def read_coco(file: Path, folder: Path, problem: Problem) -> list[CaptionedFile]
         else:
             names[image] = name
     captions: dict[ImageId, list[str]] = {image: [] for image in names}
-    for position, entry in enumerate(list_of(file, content, "annotations")):
+    for position, entry in enumerate(_fields.list_of(file, content, "annotations")):
         try:
             where = f"{file}: annotation {position}"
             image, sentence = image_id(where, entry, "image_id"), caption(where, entry, "caption")
@@ -87,18 +89,18 @@ def read_karpathy(file: Path, locate: Callable[[dict], Path], problem: Problem) 
     Source: Karpathy & Fei-Fei 2015, https://cs.stanford.edu/people/karpathy/deepimagesent/.
     """
     splits: dict[str, dict[ImageId, CaptionedFile]] = {split: {} for split in _karpathy_splits.values()}
-    for position, entry in enumerate(list_of(file, read_json(file), "images")):
+    for position, entry in enumerate(_fields.list_of(file, _fields.read_json(file), "images")):
         try:
             where = f"{file}: image {position}"
-            name = text(where, entry, "split")
+            name = _fields.text(where, entry, "split")
             if name not in _karpathy_splits:
                 raise CaptionFileError(f'{where}: "split" {name!r} is none of {", ".join(_karpathy_splits)}')
             image = image_id(where, entry, "cocoid" if "cocoid" in entry else "imgid")
             images = splits[_karpathy_splits[name]]
             if image in images:
                 raise CaptionFileError(f"{where}: its id {image!r} is that of an image before")
-            text(where, entry, "filename")
-            sentences = list_of(where, entry, "sentences")
+            _fields.text(where, entry, "filename")
+            sentences = _fields.list_of(where, entry, "sentences")
         except CaptionFileError as error:
             problem(error)
             continue
@@ -129,7 +131,7 @@ def read_flickr8k_text(folder: Path, images: Path, problem: Problem) -> dict[str
     """
     tokens = folder / "Flickr8k.token.txt"
     captions: dict[str, list[str]] = {}
-    for number, line in enumerate(read_text(tokens).split("\n"), 1):
+    for number, line in enumerate(_fields.read_text(tokens).split("\n"), 1):
         where = f"{tokens}: line {number}"
         name, tab, sentence = line.partition("\t")
         try:
@@ -143,7 +145,7 @@ def read_flickr8k_text(folder: Path, images: Path, problem: Problem) -> dict[str
             problem(error)
     splits = {}
     for split, name in (("train", "train"), ("validation", "dev"), ("test", "test")):
-        names = dict.fromkeys(read_text(folder / f"Flickr_8k.{name}Images.txt").split())
+        names = dict.fromkeys(_fields.read_text(folder / f"Flickr_8k.{name}Images.txt").split())
         files = (CaptionedFile(images / name, name, captions.get(name, [])) for name in names)
         splits[split] = list(usable(tokens, files, problem))
     return splits
@@ -169,75 +171,13 @@ def usable(origin: Path, files: Iterable[CaptionedFile], problem: Problem) -> It
             yield file
 
 
-def exists(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
-def read_text(file: Path) -> str:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: there is no such file of captions")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaptionFileError(f"{file}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-
-
-def read_json(file: Path) -> Any:
-    content = read_text(file)
-    try:
-        return json.loads(content)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CaptionFileError(
-            f"{file}: no JSON, or cut off: {error}; the file has {len(content):,} characters, compare that with its "
-            "source and fetch it again"
-        ) from None
-
-
-def list_of(where: str | Path, entry: Any, name: str) -> list:
-    value = field(where, entry, name)
-    if not isinstance(value, list):
-        raise CaptionFileError(f'{where}: "{name}" must be a list, found {kind(value)}')
-    return value
-
-
-def field(where: str | Path, entry: Any, name: str) -> Any:
-    if not isinstance(entry, dict):
-        raise CaptionFileError(f"{where}: expected an object, found {kind(entry)}")
-    if name not in entry:
-        raise CaptionFileError(f'{where}: "{name}" is missing')
-    return entry[name]
-
-
 def image_id(where: str, entry: Any, name: str) -> ImageId:
-    value = field(where, entry, name)
+    value = _fields.field(where, entry, name)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise CaptionFileError(f'{where}: "{name}" must be a whole number or a string, found {kind(value)}')
     return value
 
 
-def text(where: str, entry: Any, name: str) -> str:
-    """A string that says something."""
-    value = field(where, entry, name)
-    if not isinstance(value, str):
-        raise CaptionFileError(f'{where}: "{name}" must be a string, found {kind(value)}')
-    if not value.strip():
-        raise CaptionFileError(f'{where}: "{name}" is empty')
-    return value
-
-
 def caption(where: str, entry: Any, name: str) -> str:
     """A caption as it stands, but on one line: separators of lines other than the newline become spaces."""
-    value = text(where, entry, name)
-    if surrogate := _lone_surrogate.search(value):
-        raise CaptionFileError(
-            f'{where}: "{name}" is no valid Unicode (a lone surrogate at {surrogate.start()}): {value!r}'
-        )
-    return _line_separator.sub(" ", value)
-
-
-def kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a truth value"}
-    return kinds.get(type(value), "a number")
+    return _line_separator.sub(" ", _fields.unicode(where, name, _fields.text(where, entry, name)))

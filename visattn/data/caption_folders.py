@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from visattn.data.caption_files import (
     CaptionedFile,
     Problem,
-    exists,
     read_coco,
     read_flickr8k_text,
     read_karpathy,
@@ -21,6 +20,7 @@ from visattn.data.caption_files import (
 from visattn.data.captions import CaptionData, CaptionSplit
 from visattn.data.classification import hold_out
 from visattn.data.image_folder import ImageReader
+from visattn.data.images import exists
 from visattn.data.preprocess import Preprocess, imagenet_mean, imagenet_std
 
 _karpathy = "dataset_coco.json"

@@ -205,7 +205,8 @@ def kept_size(preprocess: DetectionPreprocess, height: int, width: int, closer: 
 
 
 def kept_bytes(instances: Instances, preprocess: DetectionPreprocess, closer: float) -> int:
-    return sum(3 * int(np.prod(kept_size(preprocess, *size, closer))) for size in instances.sizes.tolist())
+    kept = [kept_size(preprocess, height, width, closer) for height, width in instances.sizes.tolist()]
+    return sum(3 * height * width for height, width in kept)
 
 
 def read_pictures(
@@ -230,7 +231,7 @@ def read_pictures(
             )
         if in_memory:
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, height, width)
-            pictures[index] = preprocess.resize(pixels, kept_size(preprocess, *size, closer))
+            pictures[index] = preprocess.resize(pixels, kept_size(preprocess, image.height, image.width, closer))
 
     good = reader.for_all(read, instances.paths).nonzero().flatten().tolist()
-    return ([pictures[index] for index in good] if in_memory else None), good  # type: ignore[misc]
+    return ([pictures[index] for index in good] if in_memory else None), good

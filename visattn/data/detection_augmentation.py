@@ -20,8 +20,8 @@ _narrowest = 0.5  # of a window's aspect ratio to its picture's
 class DetectionAugmentation:
     """Crop, scale jitter, flip, mosaic, copy-paste and colours, boxes and masks along with the pixels. Zero leaves out.
 
-    Objects leave with what is cropped or covered: see `min_visible`. What is drawn first shows a part of the picture,
-    in the size that a whole picture has or smaller; so batches don't grow.
+    Objects leave with what is cropped or covered: see `min_visible`. A part of a picture is shown within the height and
+    width that the whole picture would have, so that batches don't grow.
 
     Args:
         seed: of all draws.
@@ -113,10 +113,11 @@ class DetectionAugmentation:
             windows, shares = windows[fitting], shares[fitting]
         sides = np.maximum(np.rint(shares / max(factor, 1) * (height, width)), 1)  # (trials, 2)
         window = self.keeping(pictures, index, (height, width), sides, windows[:, 2:])
-        size = pictures.preprocess.resized(window.height, window.width)
-        if factor < 1:
-            size = (max(round(size[0] * factor), 1), max(round(size[1] * factor), 1))
-        return pictures.view(index, pixels, window, size, self.min_visible)
+        size = np.array(pictures.preprocess.resized(height, width)) * min(factor, 1)
+        if pictures.preprocess.fit == "within":  # also a window keeps its aspect ratio
+            shown = np.array([window.height / height, window.width / width])
+            size = size * (shown / shown.max())
+        return pictures.view(index, pixels, window, np.maximum(np.rint(size), 1).astype(int).tolist(), self.min_visible)
 
     def keeping(
         self,

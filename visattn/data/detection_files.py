@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visattn.data.caption_files import exists
-from visattn.data.images import ImageFileError
+from visattn.data.images import ImageFileError, exists
 from visattn.data.json_fields import JsonFields, kind
 from visattn.data.segmentations import compressed
 

@@ -69,6 +69,14 @@ def _decode(path: Path, max_pixels: int, shrink: bool) -> tuple[Image.Image, tup
         raise ImageFileError(f"{path}: truncated or damaged: {error}") from error
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file, whatever its name, which others may have chosen."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
     """No warnings about damaged metadata, or about sizes, which we judge ourselves; one thread at a time."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
+
+_lone_surrogate = re.compile("[\ud800-\udfff]")
 
 
 class JsonFields:
@@ -50,23 +53,37 @@ class JsonFields:
             raise self.error(f'{where}: "{name}" must be a list, found {kind(value)}')
         return value
 
-    def text(self, where: str | Path, entry: Any, name: str) -> str:
-        """A string that says something."""
+    def string(self, where: str | Path, entry: Any, name: str) -> str:
         value = self.field(where, entry, name)
         if not isinstance(value, str):
             raise self.error(f'{where}: "{name}" must be a string, found {kind(value)}')
+        return value
+
+    def text(self, where: str | Path, entry: Any, name: str) -> str:
+        """A string that says something."""
+        value = self.string(where, entry, name)
         if not value.strip():
             raise self.error(f'{where}: "{name}" is empty')
         return value
 
-    def whole(self, where: str | Path, entry: Any, name: str, least: int = -(2**63)) -> int:
+    def unicode(self, where: str | Path, name: str, value: str) -> str:
+        """A string that can be written to a file."""
+        if surrogate := _lone_surrogate.search(value):
+            raise self.error(
+                f'{where}: "{name}" is no valid Unicode (a lone surrogate at {surrogate.start()}): {value!r}'
+            )
+        return value
+
+    def whole(self, where: str | Path, entry: Any, name: str, least: int | None = None) -> int:
         """A whole number of 64 bits."""
         value = self.field(where, entry, name)
+        wanted = "a whole number" if least is None else f"a whole number from {least} on"
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(f'{where}: "{name}" must be a whole number, found {kind(value)}')
-        if not least <= value < 2**63:
-            shown = str(value) if abs(value) < 2**63 else "one of more than 64 bits"
-            raise self.error(f'{where}: "{name}" must be a whole number from {least} on, found {shown}')
+            raise self.error(f'{where}: "{name}" must be {wanted}, found {kind(value)}')
+        if abs(value) >= 2**63:
+            raise self.error(f'{where}: "{name}" must be {wanted}, found one of more than 64 bits')
+        if least is not None and value < least:
+            raise self.error(f'{where}: "{name}" must be {wanted}, found {value}')
         return value
 
     def numbers(self, where: str | Path, name: str, values: Any, count: int | None = None) -> list[float]:

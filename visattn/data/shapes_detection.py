@@ -81,12 +81,12 @@ def draw_split(seed: int, scenes: range, image_size: int, masks: bool) -> Detect
         np.zeros(total, dtype=bool),
         encoded if masks else None,
     )
-    return DetectionSplit(pictures, instances)
+    return DetectionSplit(list(pictures), instances)
 
 
 def boxes_around(masks: np.ndarray) -> np.ndarray:
     """Masks (n, height, width), none of them empty, to the boxes around them: left, top, width and height (n, 4)."""
-    columns, rows = masks.any(1), masks.any(2)  # (n, width), (n, height)
+    columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)  # (n, width), (n, height)
     left, top = columns.argmax(1), rows.argmax(1)
     right, bottom = columns.shape[1] - columns[:, ::-1].argmax(1), rows.shape[1] - rows[:, ::-1].argmax(1)
     return np.stack([left, top, right - left, bottom - top], axis=1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,14 +13,16 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from visattn.data.image_folder import ImageReader
 from visattn.data.images import ImageFileError
+from visattn.data.json_fields import JsonFields, kind
 from visattn.data.preprocess import Preprocess, imagenet_mean, imagenet_std
 from visattn.data.questions import Question, QuestionData, QuestionSplit, hold_out_images, people, select_images
-
-_lone_surrogate = re.compile("[\ud800-\udfff]")
 
 
 class QuestionFileError(ValueError):
     """A file of questions or annotations cannot be used; the message names the file, the question and the field."""
+
+
+_fields = JsonFields(QuestionFileError, "questions or answers; dataset.root must be the folder of VQA's files")
 
 
 class VQAv2DataModule(QuestionData):
@@ -195,7 +195,7 @@ def read_annotations(path: Path) -> dict[int, Annotation]:
         number = number_of(where, entry)
         if number in annotations:
             raise QuestionFileError(f'{where}: "question_id" {number} has an annotation already')
-        given = field(where, entry, "answers")
+        given = _fields.field(where, entry, "answers")
         if not isinstance(given, list) or len(given) != people:
             size = f"{len(given)} answers" if isinstance(given, list) else kind(given)
             raise QuestionFileError(f'{where}: "answers" must be a list of {people} people\'s answers, found {size}')
@@ -225,18 +225,7 @@ def with_readable_images(split: QuestionSplit, reader: ImageReader, in_memory: b
 
 def entries(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     """The entries of the list that a file has under a name, each with what to call it in errors."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; dataset.root must be the folder of VQA's files")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise QuestionFileError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise QuestionFileError(f"{path}: no whole JSON; is the file cut off? {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get(name), list):
-        found = kind(content.get(name)) if isinstance(content, dict) and name in content else "none"
-        raise QuestionFileError(f'{path}: expected an object with a list "{name}", found {found}')
-    for index, entry in enumerate(content[name]):
+    for index, entry in enumerate(_fields.list_of(path, _fields.read_json(path), name)):
         where = f"{path}: entry {index}"
         if isinstance(entry, dict) and "question_id" in entry:
             where = f"{path}: question {entry['question_id']}"
@@ -247,33 +236,9 @@ def number_of(where: str, entry: Any) -> int:
     return whole(where, entry, "question_id")
 
 
-def field(where: str, entry: Any, name: str) -> Any:
-    if not isinstance(entry, dict):
-        raise QuestionFileError(f"{where}: expected an object, found {kind(entry)}")
-    if name not in entry:
-        raise QuestionFileError(f'{where}: "{name}" is missing')
-    return entry[name]
-
-
 def whole(where: str, entry: Any, name: str) -> int:
-    value = field(where, entry, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise QuestionFileError(f'{where}: "{name}" must be a whole number from 0 on, found {kind(value)}')
-    return value
+    return _fields.whole(where, entry, name, 0)
 
 
 def string(where: str, entry: Any, name: str) -> str:
-    value = field(where, entry, name)
-    if not isinstance(value, str):
-        raise QuestionFileError(f'{where}: "{name}" must be a string, found {kind(value)}')
-    if surrogate := _lone_surrogate.search(value):
-        raise QuestionFileError(
-            f'{where}: "{name}" is no valid Unicode (a lone surrogate at {surrogate.start()}): {value!r}'
-        )
-    return value
-
-
-def kind(value: Any) -> str:
-    """A value of JSON in words."""
-    kinds = {dict: "an object", list: "a list", type(None): "null", bool: "a truth value"}
-    return kinds.get(type(value), repr(value))
+    return _fields.unicode(where, name, _fields.string(where, entry, name))
