@@ -42,6 +42,8 @@ class ObjectDetection(BackboneTask):
         optimizer: "adamw", or "muon" for the inner layers of the backbone.
         learning_rate: the peak of the schedule.
         backbone_learning_rate: that of the backbone; None is the one of the rest. 0 freezes it.
+        frozen_layers: of the backbone, as its `layer_of` counts them from the image on, that keep their weights; the
+            coarser layers alone learn in half the time.
         freeze_batch_norm: the backbone's batch norms keep the statistics of a pretrained network, which those of few
             images would disturb.
         weight_decay: of matrices and kernels; vectors and position tables are not decayed.
@@ -77,6 +79,7 @@ class ObjectDetection(BackboneTask):
         optimizer: str,
         learning_rate: float,
         backbone_learning_rate: float | None,
+        frozen_layers: int,
         freeze_batch_norm: bool,
         weight_decay: float,
         layer_decay: float,
@@ -123,6 +126,9 @@ class ObjectDetection(BackboneTask):
         self.scores: DetectionScores | None = None
         self.truth: dict[str, Any] = {}
         self.prepare()
+        for name, parameter in self.model.backbone.named_parameters():
+            if self.model.backbone.layer_of(name) < frozen_layers:
+                parameter.requires_grad_(False)
         if not self.is_frozen:
             freeze_unused(self.model)
         if compile:
@@ -132,10 +138,10 @@ class ObjectDetection(BackboneTask):
     def train(self, mode: bool = True) -> ObjectDetection:
         """As ever, but what is frozen stays as it is tested."""
         super().train(mode)
-        if self.freeze_batch_norm:
-            for module in self.model.backbone.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        for module in self.model.backbone.modules():
+            is_trained = any(parameter.requires_grad for parameter in module.parameters())
+            if isinstance(module, _BatchNorm) and (self.freeze_batch_norm or not is_trained):
+                module.eval()
         return self
 
     @property
