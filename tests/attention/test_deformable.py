@@ -90,7 +90,9 @@ def test_half_precision_equals_float_within_its_rounding(dtype):
     output = deformable_attention(*rounded, grids)
     assert output.dtype == dtype
     tolerance = {"rtol": 0.05, "atol": 0.05}
-    torch.testing.assert_close(output.float(), deformable_attention(*(one.float() for one in rounded), grids), **tolerance)
+    torch.testing.assert_close(
+        output.float(), deformable_attention(*(one.float() for one in rounded), grids), **tolerance
+    )
     given = torch.autograd.grad(output.float().square().sum(), rounded[::2])
     expected = torch.autograd.grad(deformable_attention(*exact, grids).square().sum(), exact[::2])
     for one, other in zip(given, expected, strict=True):
