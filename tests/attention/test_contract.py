@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from visattn.attention import dot_product_attention, neighborhood_attention, window_attention
+from visattn.attention import dot_product_attention, grid_attention, neighborhood_attention, window_attention
 
 
 def global_attention(query, key, value, bias=None, **options):
@@ -22,6 +22,7 @@ kinds = {
     "neighborhood, dilated": (partial(neighborhood_attention, kernel_size=3, dilation=(2, 3)), (17, 19), (5, 5)),
     "windows": (partial(window_attention, window_size=(3, 4)), (7, 11), (5, 7)),
     "windows, shifted": (partial(window_attention, window_size=(3, 4), shift=(1, 2)), (7, 11), (5, 7)),
+    "grid": (partial(grid_attention, grid_size=(3, 4)), (7, 11), (5, 7)),
 }
 
 
@@ -139,7 +140,7 @@ def test_frozen_inputs_do_not_change_the_other_gradients(kind, frozen):
 
 
 @pytest.mark.parametrize("side", [(5, 7), (17, 19)])
-@pytest.mark.parametrize("attend", [neighborhood_attention, window_attention])
+@pytest.mark.parametrize("attend", [neighborhood_attention, window_attention, grid_attention])
 def test_a_window_as_large_as_the_map_is_global_attention(attend, side):
     leaves = inputs(side)
     torch.testing.assert_close(attend(*leaves, side), global_attention(*leaves))

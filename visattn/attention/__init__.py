@@ -8,6 +8,15 @@ from visattn.attention.deformable import (
     deformable_attention_weights,
 )
 from visattn.attention.dot_product import MultiHeadAttention, attention_weights, dot_product_attention
+from visattn.attention.graph import (
+    GraphAttention,
+    GraphAttentionV2,
+    box_edges,
+    graph_attention,
+    grid_edges,
+    nearest_neighbor_edges,
+)
+from visattn.attention.grid import GridAttention, grid_attention, grid_keys
 from visattn.attention.key_value_cache import KeyValueCache
 from visattn.attention.linear import (
     LinearAttention,
@@ -28,12 +37,19 @@ from visattn.attention.neighborhood import (
     neighborhood_attention_weights,
     neighborhood_keys,
 )
+from visattn.attention.pooled import PooledAttention, pooled_attention
+from visattn.attention.pooling import AdditiveAttentionPooling, HierarchicalAttentionPooling
 from visattn.attention.ring import RingAttention, gather_tokens, ring_attention, tokens_here
 from visattn.attention.window import WindowAttention, window_attention, window_attention_weights, window_keys
 
 __all__ = [
+    "AdditiveAttentionPooling",
     "AxialAttention",
     "DeformableAttention",
+    "GraphAttention",
+    "GraphAttentionV2",
+    "GridAttention",
+    "HierarchicalAttentionPooling",
     "KeyValueCache",
     "LinearAttention",
     "LinformerAttention",
@@ -41,23 +57,31 @@ __all__ = [
     "NeighborhoodAttention",
     "NystromAttention",
     "PerformerAttention",
+    "PooledAttention",
     "RingAttention",
     "WindowAttention",
     "attention_weights",
     "axial_attention",
+    "box_edges",
     "chunked_attention",
     "deformable_attention",
     "deformable_attention_weights",
     "dot_product_attention",
     "gather_tokens",
+    "graph_attention",
+    "grid_attention",
+    "grid_edges",
+    "grid_keys",
     "linear_attention",
     "linformer_attention",
+    "nearest_neighbor_edges",
     "neighborhood_attention",
     "neighborhood_attention_weights",
     "neighborhood_keys",
     "nystrom_attention",
     "orthogonal_projection",
     "performer_attention",
+    "pooled_attention",
     "ring_attention",
     "tokens_here",
     "window_attention",

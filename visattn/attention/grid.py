@@ -1,0 +1,156 @@
+"""Grid attention: a token sees others at regular distances over the whole map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from visattn.attention.dot_product import dot_product_attention
+from visattn.attention.local import LocalAttention
+from visattn.attention.projected import pair
+
+
+def grid_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grid_size: int | Sequence[int],
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Every query sees grid_size[0] * grid_size[1] keys spread over the map. Cost: tokens * keys seen * head_dim.
+
+    The map is cut into grid_size[0] by grid_size[1] rectangles of equal size; a query sees the cells at its own place
+    within each of them. A map that the rectangles don't divide is padded below and at the right; nothing sees the
+    padding.
+
+    Args:
+        query, key, value: (batch, height, width, heads, head_dim).
+        grid_size: keys along one axis, a number or (vertical, horizontal).
+        scale: of the scores; None is 1 / sqrt(head_dim).
+        bias: (heads, 2 * grid_size[0] - 1, 2 * grid_size[1] - 1), added to the scaled scores by the rectangle of the
+            query relative to that of the key.
+        dropout: probability that a weight is dropped.
+
+    Returns:
+        (batch, height, width, heads, head_dim).
+
+    Raises:
+        ValueError: the grid has more places than the map.
+
+    Source: Tu et al. 2022 (MaxViT, https://arxiv.org/abs/2204.01697), section 3.2.
+    """
+    grid, size = (query.shape[1], query.shape[2]), check_grid_size((query.shape[1], query.shape[2]), grid_size)
+    steps = (-(-grid[0] // size[0]), -(-grid[1] // size[1]))
+    added = None if bias is None else relative_bias(bias, size).to(query.dtype)  # (heads, n, n)
+    if (steps[0] * size[0], steps[1] * size[1]) != grid:
+        exists = into_groups(torch.ones(1, *grid, 1, 1, device=query.device), size, steps) > 0  # (groups, 1, n, 1)
+        absent = torch.zeros(exists.shape[0], 1, 1, exists.shape[2], dtype=query.dtype, device=query.device)
+        absent = absent.masked_fill(~exists.transpose(2, 3), float("-inf"))
+        added = (absent if added is None else absent + added).repeat(query.shape[0], 1, 1, 1)
+    groups = [into_groups(tensor, size, steps) for tensor in (query, key, value)]
+    attended = dot_product_attention(groups[0], groups[1], groups[2], bias=added, dropout=dropout, scale=scale)
+    return from_groups(attended, grid, size, steps)
+
+
+def into_groups(cells: Tensor, size: tuple[int, int], steps: tuple[int, int]) -> Tensor:
+    """(batch, height, width, heads, head_dim) -> (batch * groups, heads, keys of a group, head_dim)."""
+    below, right = size[0] * steps[0] - cells.shape[1], size[1] * steps[1] - cells.shape[2]
+    if below or right:
+        cells = functional.pad(cells, (0, 0, 0, 0, 0, right, 0, below))
+    cells = cells.unflatten(2, (size[1], steps[1])).unflatten(1, (size[0], steps[0]))
+    return cells.permute(0, 2, 4, 5, 1, 3, 6).flatten(4, 5).flatten(0, 2)
+
+
+def from_groups(groups: Tensor, grid: tuple[int, int], size: tuple[int, int], steps: tuple[int, int]) -> Tensor:
+    """The inverse of `into_groups`."""
+    cells = groups.unflatten(2, size).unflatten(0, (-1, *steps))  # (batch, *steps, heads, *size, head_dim)
+    cells = cells.permute(0, 4, 1, 5, 2, 3, 6).flatten(3, 4).flatten(1, 2)
+    return cells[:, : grid[0], : grid[1]]
+
+
+def relative_bias(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """A table (heads, 2 * size[0] - 1, 2 * size[1] - 1) as what is added to scores (heads, queries, keys)."""
+    rows, columns = (torch.arange(side, device=table.device) for side in size)
+    down = rows[:, None] - rows + size[0] - 1  # (high, high)
+    right = columns[:, None] - columns + size[1] - 1  # (wide, wide)
+    return table[:, down[:, None, :, None], right[None, :, None, :]].flatten(3, 4).flatten(1, 2)
+
+
+def grid_keys(height: int, width: int, grid_size: int | Sequence[int]) -> Tensor:
+    """The token index of every key that a query sees: (height * width, keys), long; -1 beyond the map."""
+    size = check_grid_size((height, width), grid_size)
+    axes = []
+    for side, places in zip((height, width), size, strict=True):
+        step = -(-side // places)
+        keys = torch.arange(side)[:, None] % step + torch.arange(places) * step  # (side, places)
+        axes.append(keys.masked_fill(keys >= side, -1))
+    rows, columns = axes[0][:, None, :, None], axes[1][None, :, None, :]
+    keys = torch.where((rows < 0) | (columns < 0), -1, rows * width + columns)
+    return keys.reshape(height * width, size[0] * size[1])
+
+
+def check_grid_size(grid: tuple[int, int], grid_size: int | Sequence[int]) -> tuple[int, int]:
+    """As a pair.
+
+    Raises:
+        ValueError: it has no place, or more than the map.
+    """
+    size = pair(grid_size, "grid_size")
+    for side, places in zip(grid, size, strict=True):
+        if not 1 <= places <= side:
+            raise ValueError(f"grid_size {places} doesn't fit the {grid[0]}x{grid[1]} map; choose 1 to {side}")
+    return size
+
+
+class GridAttention(LocalAttention):
+    """Self-attention of several heads among tokens at regular distances, as in MaxViT.
+
+    Along an axis where the map has fewer cells, the grid is the map, and the centre of the bias table is used.
+
+    Args:
+        dim, num_heads, **options: see `ProjectedAttention`.
+        grid_size: keys along one axis, a number or (vertical, horizontal).
+        relative_position_bias: learn a bias for each head and relative position.
+
+    Source: Tu et al. 2022, https://arxiv.org/abs/2204.01697, section 3.2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        grid_size: int | Sequence[int] = 7,
+        relative_position_bias: bool = True,
+        **options: Any,
+    ) -> None:
+        extent = pair(grid_size, "grid_size")
+        super().__init__(dim, num_heads, extent=extent, relative_position_bias=relative_position_bias, **options)
+        self.grid_size = extent
+
+    def fit(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The size of the grid on this map, and the distances between its places."""
+        high, wide = (min(places, side) for places, side in zip(self.grid_size, grid, strict=True))
+        return (high, wide), (-(-grid[0] // high), -(-grid[1] // wide))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        size, _ = self.fit((query.shape[1], query.shape[2]))
+        return grid_attention(query, key, value, size, bias=bias, dropout=self.active_dropout())
+
+    def look(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        grid = (query.shape[1], query.shape[2])
+        size, steps = self.fit(grid)
+        keys = grid_keys(*grid, size).to(query.device)  # (N, n)
+        seen = key.flatten(1, 2)[:, keys.clamp(min=0)]  # (batch, N, n, heads, head_dim)
+        scores = torch.einsum("bqhd,bqnhd->bhqn", query.flatten(1, 2) * self.head_dim**-0.5, seen)
+        if bias is not None:
+            rows, columns = (torch.arange(side, device=query.device) for side in grid)
+            place = (rows // steps[0] * size[1])[:, None] + columns // steps[1]  # of each query in its group
+            scores = scores + relative_bias(bias, size)[:, place.flatten()].to(scores.dtype)
+        return scores.masked_fill(keys < 0, float("-inf")).softmax(dim=-1), keys
