@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
 from visattn.data.annotated_pictures import AnnotatedPictures, box_areas
 from visattn.data.detection_augmentation import DetectionAugmentation, distort, flipped, paste
@@ -99,6 +100,15 @@ def test_a_flip_turns_boxes_and_masks(pictures):
     assert torch.equal(after.masks, before.masks.flip(2))
     assert torch.equal(after.boxes[:, 0], side - before.boxes[:, 2])
     assert same(flipped(after), before)
+
+
+def test_a_vertical_flip_turns_boxes_and_masks(pictures):
+    before = pictures.whole(1)
+    after = flipped(before, functional.vertical_flip)
+    assert torch.equal(after.pixels, before.pixels.flip(1))
+    assert torch.equal(after.masks, before.masks.flip(1))
+    assert torch.equal(after.boxes[:, 1], side - before.boxes[:, 3])
+    assert same(DetectionAugmentation(vertical_flip=1.0)(pictures, 0, 1), after)
 
 
 def test_a_window_keeps_an_object_and_what_is_kept_is_visible(pictures):

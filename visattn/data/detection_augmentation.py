@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class DetectionAugmentation:
 
     Args:
         seed: of all draws.
-        flip: probability of a horizontal flip.
+        flip, vertical_flip: probability that left and right are exchanged, and above and below.
         scale: (lowest, highest) factor of the size that things are shown in, drawn evenly in its logarithm; above 1 a
             part of the picture is shown, below 1 a smaller picture.
         crop: probability that a random part of the picture is shown in the place of all of it.
@@ -48,6 +48,7 @@ class DetectionAugmentation:
         seed: int = 0,
         *,
         flip: float = 0.0,
+        vertical_flip: float = 0.0,
         scale: Sequence[float] = (1.0, 1.0),
         crop: float = 0.0,
         crop_side: float = 0.3,
@@ -58,6 +59,7 @@ class DetectionAugmentation:
     ) -> None:
         probabilities = {
             "flip": flip,
+            "vertical_flip": vertical_flip,
             "crop": crop,
             "min_visible": min_visible,
             "photometric": photometric,
@@ -72,7 +74,8 @@ class DetectionAugmentation:
         lowest, highest = scale if len(scale) == 2 else (0.0, 0.0)
         if not 0 < lowest <= highest:
             raise ValueError(f"scale {tuple(scale)} must be the lowest and the highest factor, both above 0")
-        self.seed, self.flip, self.scale = seed, flip, (float(lowest), float(highest))
+        self.seed, self.scale = seed, (float(lowest), float(highest))
+        self.flip, self.vertical_flip = flip, vertical_flip
         self.crop, self.crop_side, self.min_visible = crop, crop_side, min_visible
         self.photometric, self.mosaic, self.copy_paste = photometric, mosaic, copy_paste
 
@@ -83,7 +86,7 @@ class DetectionAugmentation:
 
     def __call__(self, pictures: AnnotatedPictures, epoch: int, index: int) -> AnnotatedPicture:
         """What is shown of a picture, and with it perhaps of others, in an epoch."""
-        draws = uniform_draws((self.seed, epoch), [index], 20)[0]  # in [0, 1)
+        draws = uniform_draws((self.seed, epoch), [index], 21)[0]  # in [0, 1)
         others = (draws[:4] * len(pictures)).astype(int).tolist()
         if draws[4] < self.mosaic:
             shown = self.tiles(pictures, epoch, index, [index, *others[:3]], draws[5:7])
@@ -94,6 +97,8 @@ class DetectionAugmentation:
             shown = paste(shown, self.part(pictures, others[3], drawn), drawn, self.min_visible)
         if draws[8] < self.flip:
             shown = flipped(shown)
+        if draws[20] < self.vertical_flip:
+            shown = flipped(shown, functional.vertical_flip)
         if draws[9] < self.photometric:
             shown = shown._replace(pixels=distort(shown.pixels, draws[10:20]))
         return shown
@@ -192,12 +197,12 @@ class DetectionAugmentation:
         return pictures.view(index, pixels, window, size, self.min_visible)
 
 
-def flipped(picture: AnnotatedPicture) -> AnnotatedPicture:
-    """Left is right."""
+def flipped(picture: AnnotatedPicture, flip: Callable = functional.horizontal_flip) -> AnnotatedPicture:
+    """Left is right, or as torchvision's `flip` does it."""
     return picture._replace(
-        pixels=functional.horizontal_flip(picture.pixels),
-        boxes=functional.horizontal_flip(picture.boxes),
-        masks=None if picture.masks is None else functional.horizontal_flip(picture.masks),
+        pixels=flip(picture.pixels),
+        boxes=flip(picture.boxes),
+        masks=None if picture.masks is None else flip(picture.masks),
     )
 
 
