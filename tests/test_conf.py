@@ -82,9 +82,27 @@ def test_a_dataset_brings_its_task_and_another_can_be_chosen():
     assert composed("dataset=cifar10").dataset.root == "data"
 
 
-@pytest.mark.parametrize(("dataset", "metric"), [("shapes", "val/accuracy"), ("shapes_captions", "val/CIDEr")])
+@pytest.mark.parametrize(
+    ("dataset", "metric"),
+    [("shapes", "val/accuracy"), ("shapes_captions", "val/CIDEr"), ("shapes_detection", "val/AP")],
+)
 def test_the_task_names_the_metric_that_picks_the_best_epoch_and_stops_early(dataset, metric):
     callbacks = composed(f"dataset={dataset}").callbacks
     assert callbacks.best.monitor == callbacks.early_stopping.monitor == metric
     other = composed(f"dataset={dataset}", "task.monitor=val/other").callbacks
     assert other.best.monitor == other.early_stopping.monitor == "val/other"
+
+
+@pytest.mark.parametrize("file", sorted((conf / "task" / "head").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_detection_head_is_chosen_by_its_name(file):
+    """Also where the dataset brings the task, and an experiment another head."""
+    for chosen in (("dataset=shapes_detection",), ("dataset=coco_json",), ("experiment=bccd_detection",)):
+        config = composed(*chosen, f"task/head={file.stem}")
+        assert "ObjectDetection" in config.task._target_
+        head = instantiate(config.task.head)((8, 16), (8, 16), 3)
+        assert head.num_classes == 3
+        given = OmegaConf.to_container(config.task.head)
+        for name, value in given.items():
+            if not name.startswith("_"):
+                expected = tuple(value) if isinstance(value, list) else value
+                assert head.arguments[name] == expected, name

@@ -26,8 +26,22 @@ from visattn.heads import (
 pyramid = {"out_channels": 32, "levels": (3, 4, 5)}
 regions = pyramid | {"hidden": 16, "samples": 8, "proposals": 20}
 heads = {
-    DetrHead: {"dim": 16, "num_heads": 2, "encoder_depth": 1, "decoder_depth": 2, "feedforward_dim": 24, "num_queries": 7},
-    DeformableDetrHead: {"dim": 16, "num_heads": 2, "decoder_depth": 2, "hidden_dim": 24, "num_queries": 7, "denoising": 5},
+    DetrHead: {
+        "dim": 16,
+        "num_heads": 2,
+        "encoder_depth": 1,
+        "decoder_depth": 2,
+        "feedforward_dim": 24,
+        "num_queries": 7,
+    },
+    DeformableDetrHead: {
+        "dim": 16,
+        "num_heads": 2,
+        "decoder_depth": 2,
+        "hidden_dim": 24,
+        "num_queries": 7,
+        "denoising": 5,
+    },
     FcosHead: pyramid | {"convolutions": 1},
     RetinaNetHead: pyramid,
     FasterRcnnHead: regions,
@@ -43,7 +57,9 @@ backbones = {
 def detector(head: type = FcosHead, backbone: str = "hybrid") -> ObjectDetector:
     torch.manual_seed(0)
     network = backbones[backbone]()
-    model = ObjectDetector(network, head(network.channels, network.strides, 3, **heads[head]), ("cat", "dog", "red panda"))
+    model = ObjectDetector(
+        network, head(network.channels, network.strides, 3, **heads[head]), ("cat", "dog", "red panda")
+    )
     model.preprocess = DetectionPreprocess(60, 90, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     model.category_ids = (1, 7, 90)
     return model.eval()

@@ -37,7 +37,9 @@ def batch(height: int = 96, width: int = 96) -> tuple[tuple[Tensor, ...], Tensor
     padding = torch.ones(2, height, width, dtype=torch.bool)
     for place, (own_height, own_width) in enumerate(sizes.tolist()):
         padding[place, :own_height, :own_width] = False
-    shapes = [(2, width_of, height // stride, width // stride) for width_of, stride in zip(channels, strides, strict=True)]
+    shapes = [
+        (2, width_of, height // stride, width // stride) for width_of, stride in zip(channels, strides, strict=True)
+    ]
     return tuple(torch.randn(shape, generator=generator) for shape in shapes), padding
 
 
@@ -103,7 +105,9 @@ def test_predictions_are_sorted_and_within_their_images(kind):
     torch.manual_seed(0)
     head = makers[kind](min_score=0.0).eval()
     maps, padding = batch()
-    for found, (height, width) in zip(head.predict(maps, padding, sizes, max_detections=11), sizes.tolist(), strict=True):
+    for found, (height, width) in zip(
+        head.predict(maps, padding, sizes, max_detections=11), sizes.tolist(), strict=True
+    ):
         assert 0 < len(found.scores) <= 11
         assert (found.scores.diff() <= 0).all()
         assert set(found.labels.tolist()) <= {0, 1, 2}

@@ -112,7 +112,7 @@ class TestRun:
         assert model.category_ids == data.category_ids
         images, _, index = data.examples(4)
         with torch.no_grad():
-            again = {place: one for place, one in zip(index.tolist(), model.predict(images), strict=True)}
+            again = dict(zip(index.tolist(), model.predict(images), strict=True))
         for place, one in again.items():
             mine = [entry["score"] for entry in results if entry["image_id"] == place]
             assert mine == pytest.approx(one.scores.tolist(), abs=1e-5)

@@ -212,7 +212,9 @@ def detector_of(backbone: backbones.Backbone, config: Mapping[str, Any]) -> Obje
     name = config["head"]
     if name not in _detection_heads:
         raise ValueError(f"head {name!r} is none of {', '.join(_detection_heads)}")
-    head = _detection_heads[name](backbone.channels, backbone.strides, config["num_classes"], **config["head_arguments"])
+    head = _detection_heads[name](
+        backbone.channels, backbone.strides, config["num_classes"], **config["head_arguments"]
+    )
     model = ObjectDetector(backbone, head, config.get("classes"))
     model.category_ids = tuple(config["category_ids"]) if config.get("category_ids") else None
     return model

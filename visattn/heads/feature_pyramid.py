@@ -45,7 +45,9 @@ class FeaturePyramid(nn.Module):
     ) -> None:
         super().__init__()
         if not channels or len(channels) != len(strides):
-            raise ValueError(f"channels {tuple(channels)} and strides {tuple(strides)} must say the same maps, one each")
+            raise ValueError(
+                f"channels {tuple(channels)} and strides {tuple(strides)} must say the same maps, one each"
+            )
         if not levels or list(levels) != list(range(levels[0], levels[0] + len(levels))):
             raise ValueError(f"levels {tuple(levels)} must be consecutive numbers, as in (3, 4, 5)")
         present = [round(math.log2(stride)) for stride in strides]  # the level of each of the backbone's maps
@@ -64,7 +66,7 @@ class FeaturePyramid(nn.Module):
             self.pyramid = TopDownPyramid(channels, present, out_channels, levels)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps (B, C_i, ceil(H / s_i), ceil(W / s_i)) of the backbone to maps (B, out_channels, H_l, W_l), finest first.
+        """Maps (B, C_i, ceil(H / s_i), ceil(W / s_i)) of the backbone to (B, out_channels, H_l, W_l), finest first.
 
         H_l is ceil(H / stride) of the level, or more where a map was magnified and its cells reached over the border.
         """
