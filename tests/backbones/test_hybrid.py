@@ -31,7 +31,7 @@ def test_presets_serve_small_and_large_images():
     [
         ({"depths": (2, 2)}, "disagree"),
         ({"patch_size": 6}, "choose a power of two"),
-        ({"attention": ("near",)}, "no pattern of 'global' and 'local'"),
+        ({"attention": ("near",)}, "no pattern of global, local"),
     ],
 )
 def test_errors_say_what_is_allowed(arguments, message):

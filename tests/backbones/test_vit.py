@@ -1,3 +1,4 @@
+import json
 from functools import partial
 
 import pytest
@@ -11,10 +12,12 @@ from torch import nn
 
 from tests.backbones.timm_layout import perturb, vit_weights
 from visattn.attention import MultiHeadAttention, NeighborhoodAttention
-from visattn.backbones import VisionTransformer, vit_base, vit_local_tiny, vit_small, vit_tiny
+from visattn.backbones import LocalHybrid, VisionTransformer, vit_base, vit_local_tiny, vit_small, vit_tiny
+from visattn.backbones.attention_kinds import attention_kinds
 from visattn.backbones.embedding import PatchEmbedding, resample_positions
 from visattn.backbones.layers import drop_path, drop_path_rates
 from visattn.heads import ImageClassifier
+from visattn.interpret import record_attention
 
 # Each group of models that timm builds from its class: timm's arguments, ours.
 averaged = {"class_token": False, "pooling": "average"}
@@ -152,6 +155,36 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("kind", attention_kinds)
+@pytest.mark.parametrize("family", [VisionTransformer, LocalHybrid])
+def test_every_kind_of_attention_fits_every_block(kind, family):
+    torch.manual_seed(0)
+    sizes = {"dim": 12, "depth": 2, "num_heads": 2, "class_token": False, "pooling": "average", "patch_size": 4}
+    if family is LocalHybrid:
+        sizes = {"dims": (12, 16), "depths": (1, 1), "num_heads": (2, 2), "patch_size": 4, "stem_dim": 8}
+    options = {"window": {"window_size": 4}, "linformer": {"num_mixtures": 5}, "nystrom": {"num_landmarks": 5}}
+    chosen = {kind: options[kind]} if kind in options else None
+    model = family(32, attention=(kind, "global"), attention_options=chosen, kernel_size=3, **sizes)
+    features = model(torch.randn(2, 3, 24, 40))
+    features.pooled.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    first = next(module for module in model.modules() if type(module) in attention_kinds.values())
+    assert type(first) is attention_kinds[kind]
+    for name, value in (chosen or {}).get(kind, {}).items():
+        assert getattr(first, name, value) in (value, (value, value))
+    twin = family(**json.loads(json.dumps(model.arguments)))
+    twin.load_state_dict(model.state_dict())
+    with record_attention(model.eval()) as maps:
+        recorded = model(torch.ones(1, 3, 32, 32)).pooled
+    torch.testing.assert_close(recorded, twin.eval()(torch.ones(1, 3, 32, 32)).pooled, rtol=1e-4, atol=1e-5)
+    assert len(maps) == 2
+
+
+def test_options_of_a_kind_that_no_block_has_are_an_error():
+    with pytest.raises(ValueError, match="attention_options of window"):
+        VisionTransformer(32, 4, 12, 1, 2, attention_options={"window": {"window_size": 4}})
+
+
 def test_attention_kinds_follow_the_pattern_over_depth():
     backbone = VisionTransformer(
         32, 4, 16, 7, 2, attention=("local", "local", "global"), kernel_size=(3, 5, 7), dilation=(1, 2), **averaged
@@ -184,7 +217,7 @@ def test_local_presets_serve_small_and_large_images():
     ("arguments", "message"),
     [
         ({"attention": ("local",)}, "class_token=False"),
-        ({"attention": ("near",)}, "no pattern of 'global' and 'local'"),
+        ({"attention": ("near",)}, "no pattern of global, local"),
         ({"attention": ()}, "no pattern"),
         ({"class_token": False}, "needs class_token=True"),
         ({"pooling": "mean"}, "choose one of token, average"),

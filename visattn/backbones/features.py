@@ -72,6 +72,8 @@ def constructor_arguments(values: Mapping[str, Any], extra: str = "") -> dict[st
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_plain(item) for item in value)
     return value

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from visattn.attention import MultiHeadAttention, NeighborhoodAttention
+from visattn.backbones.attention_kinds import check_pattern, choose_attention
 from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
 from visattn.backbones.layers import drop_path, drop_path_rates, initialize
 
@@ -27,7 +26,8 @@ class LocalHybrid(Backbone):
         depths: number of blocks of each stage.
         num_heads: attention heads of each stage.
         convolutions: 3x3 convolutions of each block, from 1.
-        attention: "local" or "global" for each block, repeated over the depth of the whole network.
+        attention: the kind of each block, repeated over the depth of the whole network, see `VisionTransformer`.
+        attention_options: keywords of kinds by their name: {"window": {"window_size": 4}}.
         kernel_size: side in tokens of the neighborhood, of all stages or one for each.
         stem_dim: channels at the full resolution of the image.
         in_channels: of the images.
@@ -52,6 +52,7 @@ class LocalHybrid(Backbone):
         *,
         convolutions: int = 2,
         attention: Sequence[str] = ("local",),
+        attention_options: Mapping[str, Mapping[str, Any]] | None = None,
         kernel_size: int | Sequence[int] = 5,
         stem_dim: int = 32,
         in_channels: int = 3,
@@ -66,9 +67,7 @@ class LocalHybrid(Backbone):
             raise ValueError(f"dims {dims}, depths {depths}, num_heads {num_heads}, kernel_size {kernel_size} disagree")
         if patch_size < 2 or patch_size & (patch_size - 1):
             raise ValueError(f"patch_size {patch_size} doesn't fit a convolutional stem; choose a power of two from 2")
-        unknown = set(attention) - {"global", "local"}
-        if unknown or not attention:
-            raise ValueError(f"attention {attention} is no pattern of 'global' and 'local'")
+        check_pattern(attention, attention_options)
         self.image_size = as_pair(image_size)
         self.channels = tuple(dims)
         self.strides = tuple(patch_size * 2**stage for stage in range(len(dims)))
@@ -83,20 +82,17 @@ class LocalHybrid(Backbone):
         )
         rates = drop_path_rates(drop_path, sum(depths))
         self.stages = nn.ModuleList()
-        for stage, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
-            kinds: dict[str, partial] = {
-                "global": partial(MultiHeadAttention, dim, heads, dropout=attention_dropout),
-                "local": partial(
-                    NeighborhoodAttention, dim, heads, kernel_size=kernels[stage], dropout=attention_dropout
-                ),
-            }
-            start = sum(depths[:stage])
-            self.stages.append(
-                nn.ModuleList(
-                    HybridBlock(dim, convolutions, kinds[attention[index % len(attention)]], rates[index])
-                    for index in range(start, start + depth)
-                )
-            )
+        for stage, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
+            grid = (-(-self.image_size[0] // self.strides[stage]), -(-self.image_size[1] // self.strides[stage]))
+            blocks = nn.ModuleList()
+            for index in range(sum(depths[:stage]), sum(depths[: stage + 1])):
+                kind = attention[index % len(attention)]
+                options: dict[str, Any] = {"dropout": attention_dropout}
+                if kind == "local":
+                    options["kernel_size"] = kernels[stage]
+                make_attention = choose_attention(kind, dim, heads, grid, attention_options, **options)
+                blocks.append(HybridBlock(dim, convolutions, make_attention, rates[index]))
+            self.stages.append(blocks)
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
         self.apply(initialize)
 
@@ -135,7 +131,7 @@ class HybridBlock(nn.Module):
         drop_path: probability that a sample skips a residual branch in training.
     """
 
-    def __init__(self, dim: int, convolutions: int, make_attention: partial, drop_path: float) -> None:
+    def __init__(self, dim: int, convolutions: int, make_attention: Callable[[], nn.Module], drop_path: float) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(*(convolution(dim, dim) for _ in range(convolutions)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)

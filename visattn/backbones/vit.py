@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from visattn.attention import MultiHeadAttention, NeighborhoodAttention, RingAttention, gather_tokens, tokens_here
+from visattn.attention import RingAttention, gather_tokens, tokens_here
+from visattn.backbones.attention_kinds import check_pattern, choose_attention
 from visattn.backbones.blocks import BlockDesign, blocks
 from visattn.backbones.embedding import ConvolutionalEmbedding, PatchEmbedding, resample_positions, sinusoids
 from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
@@ -26,8 +27,10 @@ class VisionTransformer(Backbone):
         dim: channels of a token.
         depth: number of blocks.
         num_heads: attention heads in every block.
-        attention: "global" or "local" (neighborhood attention) for each block, repeated over the depth:
-            ("local", "local", "local", "global").
+        attention: the kind of each block, repeated over the depth: ("local", "local", "local", "global"). Kinds are
+            "global", "local" (neighborhood attention), "window", "grid", "axial", "pooled", "linear", "performer",
+            "linformer" and "nystrom", see `visattn.attention`.
+        attention_options: keywords of kinds by their name: {"window": {"window_size": 4}}.
         kernel_size: side in tokens of the neighborhood of local blocks; a sequence is repeated over the depth.
         dilation: of the neighborhood; a sequence is repeated over the depth.
         qkv_bias, projection_bias: biases in the attention.
@@ -56,8 +59,8 @@ class VisionTransformer(Backbone):
             qk_norm, sub_norm, layer_scale, dropout.
 
     Raises:
-        ValueError: a name is unknown, local blocks meet prefix tokens, which have no neighbors, or token_parallel meets
-            local blocks or drop_path.
+        ValueError: a name is unknown, blocks on maps meet prefix tokens, which have no place there, or token_parallel
+            meets other kinds than global attention or drop_path.
 
     Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929.
     """
@@ -71,6 +74,7 @@ class VisionTransformer(Backbone):
         num_heads: int = 12,
         *,
         attention: Sequence[str] = ("global",),
+        attention_options: Mapping[str, Mapping[str, Any]] | None = None,
         kernel_size: int | Sequence[int] = 7,
         dilation: int | Sequence[int] = 1,
         qkv_bias: bool = True,
@@ -124,21 +128,14 @@ class VisionTransformer(Backbone):
         self.pre_norm = parts.new_norm() if pre_norm else None
 
         def attention_of(index: int) -> Callable[[], nn.Module]:
-            options: dict[str, Any] = {
-                "qkv_bias": qkv_bias,
-                "projection_bias": projection_bias,
-                "dropout": attention_dropout,
-            }
-            if attention[index % len(attention)] == "global":
-                return partial(RingAttention if token_parallel else MultiHeadAttention, dim, num_heads, **options)
-            return partial(
-                NeighborhoodAttention,
-                dim,
-                num_heads,
-                kernel_size=repeated(kernel_size, index),
-                dilation=repeated(dilation, index),
-                **options,
-            )
+            kind = attention[index % len(attention)]
+            options: dict[str, Any] = {"qkv_bias": qkv_bias, "projection_bias": projection_bias}
+            if kind == "local":
+                options |= {"kernel_size": repeated(kernel_size, index), "dilation": repeated(dilation, index)}
+            options["dropout"] = attention_dropout
+            if token_parallel:
+                return partial(RingAttention, dim, num_heads, **options)
+            return choose_attention(kind, dim, num_heads, self.grid, attention_options, **options)
 
         self.blocks = nn.ModuleList(
             blocks[block](parts, attention_of(index), rate)
@@ -218,18 +215,11 @@ def check_choices(arguments: dict[str, Any], num_prefix_tokens: int) -> None:
     for name, choices in allowed.items():
         if arguments[name] not in choices:
             raise ValueError(f"{name} {arguments[name]!r} is unknown; choose one of {', '.join(choices)}")
-    unknown = set(arguments["attention"]) - {"global", "local"}
-    if unknown or not arguments["attention"]:
-        raise ValueError(f"attention {arguments['attention']} is no pattern of 'global' and 'local'")
-    if "local" in arguments["attention"] and arguments["token_parallel"]:
+    check_pattern(arguments["attention"], arguments["attention_options"], num_prefix_tokens=num_prefix_tokens)
+    if arguments["token_parallel"] and set(arguments["attention"]) != {"global"}:
         raise ValueError("token_parallel spreads the tokens of global attention; set attention=('global',)")
     if arguments["token_parallel"] and arguments["drop_path"]:
         raise ValueError("token_parallel goes without drop_path, whose draws would differ between processes")
-    if "local" in arguments["attention"] and num_prefix_tokens:
-        raise ValueError(
-            f"local attention has no place for {num_prefix_tokens} class, distillation or register tokens: set "
-            "class_token=False, distillation_token=False and num_registers=0, and pool by 'average'"
-        )
     if arguments["pooling"] in ("token", "token_and_average") and not arguments["class_token"]:
         raise ValueError(f"pooling {arguments['pooling']!r} needs class_token=True; or pool by 'average'")
     if arguments["dim"] % arguments["num_heads"]:

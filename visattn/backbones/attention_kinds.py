@@ -1,0 +1,87 @@
+"""The kinds of self-attention that blocks choose from by name, all called as `module(tokens, grid)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from visattn.attention import (
+    AxialAttention,
+    GridAttention,
+    LinearAttention,
+    LinformerAttention,
+    MultiHeadAttention,
+    NeighborhoodAttention,
+    NystromAttention,
+    PerformerAttention,
+    PooledAttention,
+    WindowAttention,
+)
+
+attention_kinds: dict[str, type[nn.Module]] = {
+    "global": MultiHeadAttention,
+    "local": NeighborhoodAttention,
+    "window": WindowAttention,
+    "grid": GridAttention,
+    "axial": AxialAttention,
+    "pooled": PooledAttention,
+    "linear": LinearAttention,
+    "performer": PerformerAttention,
+    "linformer": LinformerAttention,
+    "nystrom": NystromAttention,
+}
+# Those that take height * width tokens and have no place for class tokens or registers.
+kinds_of_maps = ("local", "window", "grid", "axial", "pooled", "linformer")
+# Those that have no weights one by one that could be dropped.
+kinds_without_weights = ("axial", "linear", "performer", "linformer", "nystrom")
+
+
+def choose_attention(
+    kind: str,
+    dim: int,
+    num_heads: int,
+    grid: tuple[int, int],
+    chosen: Mapping[str, Mapping[str, Any]] | None,
+    *,
+    dropout: float = 0.0,
+    **options: Any,
+) -> partial[nn.Module]:
+    """What makes an attention module.
+
+    Args:
+        kind: one of `attention_kinds`.
+        grid: (height, width) of the map that the network is made for.
+        chosen: keywords of kinds by their name.
+        dropout, **options: of all kinds that have them.
+    """
+    if kind == "linformer":
+        options["grid"] = grid
+    if kind not in kinds_without_weights:
+        options["dropout"] = dropout
+    return partial(attention_kinds[kind], dim, num_heads, **options | dict((chosen or {}).get(kind, {})))
+
+
+def check_pattern(
+    pattern: Sequence[str], chosen: Mapping[str, Mapping[str, Any]] | None, *, num_prefix_tokens: int = 0
+) -> None:
+    """Refuses what is no pattern of kinds over the depth of a network.
+
+    Raises:
+        ValueError: it is empty, names an unknown kind, meets prefix tokens that a kind has no place for, or there are
+            options of a kind that isn't in it.
+    """
+    unknown = sorted(set(pattern) - attention_kinds.keys())
+    if unknown or not pattern:
+        raise ValueError(f"attention {tuple(pattern)} is no pattern of {', '.join(attention_kinds)}")
+    unused = sorted(set(chosen or ()) - set(pattern))
+    if unused:
+        raise ValueError(f"attention_options of {', '.join(unused)}, which is not in attention {tuple(pattern)}")
+    of_maps = [kind for kind in pattern if kind in kinds_of_maps]
+    if of_maps and num_prefix_tokens:
+        raise ValueError(
+            f"{of_maps[0]} attention has no place for {num_prefix_tokens} class, distillation or register tokens: set "
+            "class_token=False, distillation_token=False and num_registers=0, and pool by 'average'"
+        )
