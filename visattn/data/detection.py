@@ -52,11 +52,10 @@ class DetectionData(ResumableData):
     batch of several processes.
 
     Args:
-        shortest, longest, fit: size of the images, see `DetectionPreprocess`.
+        shortest, longest, fit, divisor: size of the images and their batches, see `DetectionPreprocess`.
         batch_size: images per process and step.
         num_workers: processes that make batches.
         seed: of order and augmentation.
-        divisor: height and width of a batch are multiples of it.
         masks: read masks too.
         augmentation: keywords of `visattn.data.DetectionAugmentation`.
         mean, std: of the colours, as the model expects them.
@@ -92,8 +91,8 @@ class DetectionData(ResumableData):
         std: Sequence[float] = imagenet_std,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.image_size, self.divisor, self.has_masks = max(shortest, longest), divisor, masks
-        self.preprocess = DetectionPreprocess(shortest, longest, fit=fit, mean=mean, std=std)
+        self.image_size, self.has_masks = max(shortest, longest), masks
+        self.preprocess = DetectionPreprocess(shortest, longest, fit=fit, mean=mean, std=std, divisor=divisor)
         self.augmentation = DetectionAugmentation(seed, **(augmentation or {}))
         self.splits: dict[str, DetectionSplit] = {}
         if self.augmentation.copy_paste and not masks:
@@ -125,7 +124,7 @@ class DetectionData(ResumableData):
         """The batches of a split, whole pictures with crowds where there is no augmentation."""
         pictures, instances = self.splits[split]
         shown = AnnotatedPictures(pictures, instances, self.preprocess, crowds=augmentation is None)
-        return DetectionBatches(shown, augmentation, self.divisor)
+        return DetectionBatches(shown, augmentation)
 
     def examples(self, count: int, split: str = "test") -> tuple[ImageBatch, Targets, Tensor]:
         """A batch of pictures spread evenly over a split, to look at."""
@@ -184,13 +183,10 @@ class DetectionBatches(Dataset):
     Args:
         pictures: with objects.
         augmentation: None shows whole pictures.
-        divisor: height and width of a batch are multiples of it.
     """
 
-    def __init__(
-        self, pictures: AnnotatedPictures, augmentation: DetectionAugmentation | None = None, divisor: int = 32
-    ) -> None:
-        self.pictures, self.augmentation, self.divisor = pictures, augmentation, divisor
+    def __init__(self, pictures: AnnotatedPictures, augmentation: DetectionAugmentation | None = None) -> None:
+        self.pictures, self.augmentation = pictures, augmentation
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -206,7 +202,8 @@ class DetectionBatches(Dataset):
                 shown = self.augmentation(self.pictures, epoch, place)
             images.append(self.pictures.preprocess.normalize(shown.pixels))
             targets.append(target(shown, self.pictures.instances, place))
-        return pad_images(images, self.divisor), targets, torch.tensor([index for _, index in pairs])
+        index = torch.tensor([index for _, index in pairs])  # (B,)
+        return pad_images(images, self.pictures.preprocess.divisor), targets, index
 
 
 def target(shown: AnnotatedPicture, instances: Instances, index: int) -> dict[str, Any]:
@@ -216,7 +213,7 @@ def target(shown: AnnotatedPicture, instances: Instances, index: int) -> dict[st
         "boxes": shown.boxes.as_subclass(Tensor),
         "labels": torch.from_numpy(instances.labels[objects]),
         "image_id": int(instances.image_ids[index]),
-        "orig_size": torch.from_numpy(instances.sizes[index]),
+        "orig_size": torch.tensor(instances.sizes[index]),
         "area": shown.areas,
         "iscrowd": torch.from_numpy(instances.crowd[objects]).long(),
     }
