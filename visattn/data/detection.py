@@ -202,8 +202,8 @@ class DetectionBatches(Dataset):
                 shown = self.augmentation(self.pictures, epoch, place)
             images.append(self.pictures.preprocess.normalize(shown.pixels))
             targets.append(target(shown, self.pictures.instances, place))
-        index = torch.tensor([index for _, index in pairs])  # (B,)
-        return pad_images(images, self.pictures.preprocess.divisor), targets, index
+        indices = torch.tensor([index for _, index in pairs])  # (B,)
+        return pad_images(images, self.pictures.preprocess.divisor), targets, indices
 
 
 def target(shown: AnnotatedPicture, instances: Instances, index: int) -> dict[str, Any]:
