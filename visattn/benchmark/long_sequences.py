@@ -1,0 +1,100 @@
+"""Kinds of attention on many tokens: time, memory, and how far each is from softmax attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from visattn.attention import (
+    axial_attention,
+    chunked_attention,
+    dot_product_attention,
+    linear_attention,
+    linformer_attention,
+    neighborhood_attention,
+    nystrom_attention,
+    orthogonal_projection,
+    performer_attention,
+    pooled_attention,
+)
+from visattn.benchmark.measure import peak_memory, print_environment, time_alternatives
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (batch, heads, tokens, head_dim)
+
+
+def main(
+    side: Annotated[list[int] | None, typer.Option(help="Side of the map; give it again for more.")] = None,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
+    head_dim: Annotated[int, typer.Option(help="Channels of a head.")] = 32,
+    features: Annotated[int, typer.Option(help="Random features, mixtures or landmarks.")] = 128,
+    quadratic: Annotated[int, typer.Option(help="Most tokens for which all pairs are computed.")] = 16_384,
+    seconds: Annotated[float, typer.Option(help="Time for each map, at least.")] = 3.0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Times forward and backward in turns; "error" is the distance from softmax attention relative to its length, for
+    those that approximate it, on queries and keys of a random network."""
+    print_environment()
+    print(
+        f"{heads} heads of {head_dim}; {features} features, mixtures or landmarks; memory beyond query, key and value"
+    )
+    for length in side or [32, 64, 128, 256]:
+        torch.manual_seed(0)
+        query, key, value = (torch.randn(1, heads, length**2, head_dim, device=device) for _ in range(3))
+        kinds = alternatives(length, head_dim, min(features, length**2), device)
+        if length**2 > quadratic:
+            kinds = {name: kind for name, kind in kinds.items() if name not in ("softmax", "chunked")}
+        leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        both = {name: with_gradients(kind, leaves) for name, kind in kinds.items()}
+        times = time_alternatives(both, seconds=seconds, warmup=1, turns=2)
+        size = 3 * query.numel() * query.element_size()
+        with torch.no_grad():
+            exact = kinds["softmax"](query, key, value) if "softmax" in kinds else None
+        print(f"\n{length}x{length} map, {length**2:,} tokens")
+        print(f"  {'':<14}{'both ms':>10}{'us a token':>12}{'memory':>8}{'error':>8}")
+        for name, kind in kinds.items():
+            memory = peak_memory(both[name]) / size
+            line = f"  {name:<14}{times[name] * 1e3:>10.1f}{times[name] / length**2 * 1e6:>12.2f}{memory:>8.1f}"
+            if exact is not None and name in ("chunked", "performer", "nystrom"):
+                with torch.no_grad():
+                    error = (kind(query, key, value) - exact).norm() / exact.norm()
+                line += f"{error:>8.3f}"
+            print(line, flush=True)
+
+
+def alternatives(side: int, head_dim: int, features: int, device: str) -> dict[str, Attention]:
+    """Functions of sequences (1, heads, side**2, head_dim) by their names."""
+    projection = orthogonal_projection(features, head_dim).to(device)
+    mixture = torch.randn(features, side**2, device=device) / side
+
+    def on_map(kind: Attention) -> Attention:
+        def attend(*sequences: Tensor) -> Tensor:
+            cells = [tensor.transpose(1, 2).unflatten(1, (side, side)) for tensor in sequences]
+            return kind(cells[0], cells[1], cells[2]).flatten(1, 2).transpose(1, 2)
+
+        return attend
+
+    return {
+        "softmax": dot_product_attention,
+        "chunked": chunked_attention,
+        "neighborhood": on_map(lambda q, k, v: neighborhood_attention(q, k, v, 7)),
+        "axial": on_map(lambda q, k, v: axial_attention(axial_attention(q, k, v, "width"), k, v, "height")),
+        "pooled, 8x8": on_map(lambda q, k, v: pooled_attention(q, k, v, 8)),
+        "linear": linear_attention,
+        "performer": lambda q, k, v: performer_attention(q, k, v, projection),
+        "linformer": lambda q, k, v: linformer_attention(q, k, v, mixture, mixture),
+        "nystrom": lambda q, k, v: nystrom_attention(q, k, v, features),
+    }
+
+
+def with_gradients(kind: Attention, leaves: list[Tensor]) -> Callable[[], object]:
+    """A function that computes the output and the gradients of query, key and value."""
+    gradient = torch.randn_like(leaves[0])
+
+    def run() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(kind(*leaves), leaves, gradient)
+
+    return run
