@@ -196,3 +196,32 @@ def test_it_equals_grid_sample():
         output = output + (sampled * share).sum(-1).view(2, 3, 5, 11).permute(0, 3, 1, 2)
         start += height * width
     torch.testing.assert_close(deformable_attention(value, locations, weights, grids), output)
+
+
+@pytest.mark.parametrize("sampling", ["bilinear", "nearest"])
+def test_some_maps_may_have_more_points_than_others(sampling):
+    """Around a box the offsets of each map count as parts of the box, as many as the map has points to its whole."""
+    torch.manual_seed(0)
+    module = DeformableAttention(12, 3, levels=2, points=(3, 2), offset_scale=0.7, sampling=sampling).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    grids = ((5, 7), (3, 4))
+    queries, context = torch.randn(2, 11, 12).double(), torch.randn(2, 47, 12).double()
+    box = torch.rand(2, 11, 1, 4).double()
+    value = module.value(context).view(2, 47, 3, 4)
+    weights = module.weights(queries).view(2, 11, 3, 5).softmax(-1)
+    offsets = (
+        module.offsets(queries).view(2, 11, 3, 5, 2) * torch.tensor([0.7 / 3] * 3 + [0.7 / 2] * 2)[:, None].double()
+    )
+    locations = box[:, :, :, None, :2] + offsets * box[:, :, :, None, 2:]
+    expected = deformable_attention(value, locations, weights, grids, (3, 2), sampling=sampling).flatten(2)
+    expected = module.projection(expected)
+    torch.testing.assert_close(module(queries, box, context, grids), expected)
+    torch.testing.assert_close(module(queries, box.expand(-1, -1, 2, -1), context, grids), expected)
+    module.record = lambda weights, keys: None
+    torch.testing.assert_close(module(queries, box, context, grids), expected)
+
+
+def test_points_that_do_not_fit_the_maps_are_an_error():
+    with pytest.raises(ValueError, match=r"points \(3, 2\) must be one number for each of 3 maps"):
+        DeformableAttention(12, 3, levels=3, points=(3, 2))

@@ -36,8 +36,8 @@ def deformable_attention(
         weights: (batch, queries, heads, samples), after the softmax.
         grids: (height, width) of each map.
         points: how many of the samples belong to each map, in the order of the maps; None: equally many.
-        sampling: "bilinear", or "nearest": the one cell whose column and row are nearest to x * width and y * height, kept
-            within the map, without a gradient for the locations.
+        sampling: "bilinear", or "nearest": the one cell whose column and row are nearest to x * width and y * height,
+            kept within the map, without a gradient for the locations.
 
     Returns:
         (batch, queries, heads, head_dim).
@@ -65,7 +65,12 @@ def deformable_attention(
 
 
 def deformable_attention_weights(
-    locations: Tensor, weights: Tensor, grids: Grids, points: Sequence[int] | None = None
+    locations: Tensor,
+    weights: Tensor,
+    grids: Grids,
+    points: Sequence[int] | None = None,
+    *,
+    sampling: str = "bilinear",
 ) -> Tensor:
     """How much `deformable_attention` takes from each key: (batch, heads, queries, keys).
 
@@ -73,7 +78,8 @@ def deformable_attention_weights(
     """
     batch, queries, heads, samples, _ = locations.shape
     keys = sum(height * width for height, width in grids)
-    cells, shares = bilinear_cells(locations, grids, samples_of_maps(keys, samples, grids, points))
+    find = bilinear_cells if sampling == "bilinear" else nearest_cells
+    cells, shares = find(locations, grids, samples_of_maps(keys, samples, grids, points))
     shares = (shares * weights[..., None, :]).transpose(1, 2).flatten(3)  # (batch, heads, queries, 4 * samples)
     dense = shares.new_zeros(batch, heads, queries, keys)
     return dense.scatter_add(3, cells.transpose(1, 2).flatten(3).long(), shares)
@@ -222,26 +228,45 @@ class DeformableAttention(nn.Module):
         dim: channels of queries and of cells.
         num_heads: attention heads; the points of each begin in a direction of their own.
         levels: maps.
-        points: that each head looks at in each map.
+        points: that each head looks at in each map; a sequence says it map by map.
+        offset_scale: how far apart the points around a box stand, as a part of the box and for as many units of the
+            offsets as the map has points.
+        sampling: see `deformable_attention`.
 
     Attributes:
         record: as in `ProjectedAttention`, with the weights spread over all cells of all maps in their order.
 
     Raises:
-        ValueError: num_heads doesn't divide dim.
+        ValueError: num_heads doesn't divide dim, or points don't say it for each map.
 
-    Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, section 4.1 and A.4.
+    Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, section 4.1 and A.4; points of each map, offset_scale and
+        sampling Lv et al. 2024 (RT-DETRv2), https://arxiv.org/abs/2407.17140, section 3.1.
     """
 
     record: Any = None  # set on an instance; a type of callable would be read as that of a method
+    level: Tensor
+    scale: Tensor
 
-    def __init__(self, dim: int, num_heads: int, *, levels: int = 4, points: int = 4) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        levels: int = 4,
+        points: int | Sequence[int] = 4,
+        offset_scale: float = 0.5,
+        sampling: str = "bilinear",
+    ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"{num_heads} heads don't divide {dim} channels")
-        self.num_heads, self.levels, self.points = num_heads, levels, points
-        self.offsets = nn.Linear(dim, num_heads * levels * points * 2)
-        self.weights = nn.Linear(dim, num_heads * levels * points)
+        self.points = (points,) * levels if isinstance(points, int) else tuple(points)
+        if len(self.points) != levels:
+            raise ValueError(f"points {self.points} must be one number for each of {levels} maps")
+        self.num_heads, self.sampling = num_heads, sampling
+        samples = sum(self.points)
+        self.offsets = nn.Linear(dim, num_heads * samples * 2)
+        self.weights = nn.Linear(dim, num_heads * samples)
         self.value = nn.Linear(dim, dim)
         self.projection = nn.Linear(dim, dim)
         for layer in (self.offsets, self.weights):
@@ -253,10 +278,13 @@ class DeformableAttention(nn.Module):
         angles = torch.arange(num_heads) * (2 * math.pi / num_heads)
         direction = torch.stack([angles.cos(), angles.sin()], dim=1)  # (heads, 2)
         direction = direction / direction.abs().amax(dim=1, keepdim=True)
-        steps = torch.arange(1, points + 1)[:, None]  # (points, 1)
-        start = (direction[:, None, None] * steps).expand(-1, levels, -1, -1)  # (heads, levels, points, 2)
+        steps = torch.cat([torch.arange(1, count + 1) for count in self.points])[:, None]  # (samples, 1)
         with torch.no_grad():
-            self.offsets.bias.copy_(start.flatten())
+            self.offsets.bias.copy_((direction[:, None] * steps).flatten())  # of (heads, samples, 2)
+        level = torch.arange(levels).repeat_interleave(torch.tensor(self.points))
+        scale = torch.tensor([offset_scale / count for count in self.points])[level, None]
+        self.register_buffer("level", level, persistent=False)  # (samples,), of each sample
+        self.register_buffer("scale", scale, persistent=False)  # (samples, 1)
 
     def forward(
         self, queries: Tensor, reference: Tensor, context: Tensor, grids: Grids, padding: Tensor | None = None
@@ -264,33 +292,32 @@ class DeformableAttention(nn.Module):
         """Queries (batch, Q, dim) to the same.
 
         Args:
-            reference: (batch, Q, levels, 2 or 4), where each query stands on each map: a point, from which offsets are
-                counted in cells, or a box (center x, center y, width, height), by whose size they are scaled; as parts
-                of the map's width and height.
+            reference: (batch, Q, levels or 1, 2 or 4), where each query stands on each map, or on all: a point, from
+                which offsets are counted in cells, or a box (center x, center y, width, height), by whose size they are
+                scaled; as parts of the map's width and height.
             context: (batch, keys, dim), the cells of all maps, those of a map in reading order, the maps behind each
                 other.
             grids: (height, width) of each map.
             padding: (batch, keys), bool, True for cells that count as zeros.
         """
-        batch, length, _ = queries.shape
-        shape = (batch, length, self.num_heads, self.levels, self.points)
         value = self.value(context)  # (batch, keys, dim)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
         value = value.unflatten(2, (self.num_heads, -1))
-        weights = self.weights(queries).view(*shape[:3], -1).softmax(dim=-1)  # (batch, Q, heads, levels * points)
-        offsets = self.offsets(queries).view(*shape, 2)
-        reference = reference[:, :, None, :, None]  # (batch, Q, 1, levels, 1, 2 or 4)
+        weights = self.weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=-1)  # (batch, Q, heads, samples)
+        offsets = self.offsets(queries).unflatten(2, (self.num_heads, -1, 2))  # (batch, Q, heads, samples, 2)
+        if reference.shape[2] > 1:
+            reference = reference[:, :, self.level]
+        reference = reference[:, :, None]  # (batch, Q, 1, samples or 1, 2 or 4)
         if reference.shape[-1] == 2:
             sizes = torch.tensor([[width, height] for height, width in grids], device=queries.device)
-            locations = reference + offsets / sizes[:, None]
+            locations = reference + offsets / sizes[self.level]
         else:
-            locations = reference[..., :2] + offsets * (0.5 / self.points) * reference[..., 2:]
-        locations = locations.flatten(3, 4)  # (batch, Q, heads, levels * points, 2)
+            locations = reference[..., :2] + offsets * self.scale * reference[..., 2:]
         if self.record is None:
-            attended = deformable_attention(value, locations, weights, grids)  # (batch, Q, heads, head_dim)
+            attended = deformable_attention(value, locations, weights, grids, self.points, sampling=self.sampling)
         else:
-            seen = deformable_attention_weights(locations, weights, grids)  # (batch, heads, Q, keys)
-            self.record(seen, None)
-            attended = (seen.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2)
+            seen = deformable_attention_weights(locations, weights, grids, self.points, sampling=self.sampling)
+            self.record(seen, None)  # (batch, heads, Q, keys)
+            attended = (seen.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2)  # (batch, Q, heads, head_dim)
         return self.projection(attended.flatten(2))

@@ -63,34 +63,34 @@ class HybridEncoder(nn.Module):
         self.downsamples = nn.ModuleList(ConvNorm(dim, dim, 3, stride=2, activation=activation) for _ in range(steps))
         self.bottom_up = nn.ModuleList(CrossStageBlock(2 * dim, dim, inner, activation) for _ in range(steps))
 
-    def forward(self, maps: Sequence[Tensor], present: Sequence[Tensor] | None = None) -> list[Tensor]:
+    def forward(self, maps: Sequence[Tensor], padding: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Maps (B, C_i, H_i, W_i) to maps (B, dim, H_i, W_i).
 
         Args:
-            present: for each map (B, H_i, W_i), bool, False where there is only padding, which stays zero and is never
-                attended to; None: there is no padding.
+            padding: for each map (B, H_i, W_i), bool, True for cells beyond the image, which stay zero and are never
+                attended to; None: there are none.
         """
         levels = [projection(one) for projection, one in zip(self.projections, maps, strict=True)]
-        levels = without_padding(levels, present)
-        levels[-1] = self.attend(levels[-1], None if present is None else present[-1])
+        levels = without_padding(levels, padding)
+        levels[-1] = self.attend(levels[-1], None if padding is None else padding[-1])
         for step, (lateral, block) in enumerate(zip(self.laterals, self.top_down, strict=True)):
             fine = len(levels) - 2 - step
             levels[fine + 1] = lateral(levels[fine + 1])
             larger = functional.interpolate(levels[fine + 1], size=levels[fine].shape[-2:], mode="nearest")
             levels[fine] = block(torch.cat([larger, levels[fine]], dim=1))
-        levels = without_padding(levels, present)
+        levels = without_padding(levels, padding)
         for fine, (downsample, block) in enumerate(zip(self.downsamples, self.bottom_up, strict=True)):
             levels[fine + 1] = block(torch.cat([downsample(levels[fine]), levels[fine + 1]], dim=1))
-        return without_padding(levels, present)
+        return without_padding(levels, padding)
 
-    def attend(self, coarsest: Tensor, present: Tensor | None) -> Tensor:
+    def attend(self, coarsest: Tensor, padding: Tensor | None) -> Tensor:
         """Self-attention among the cells of a map (B, dim, height, width)."""
         if not len(self.layers):
             return coarsest
         grid = (coarsest.shape[2], coarsest.shape[3])
         tokens = coarsest.flatten(2).transpose(1, 2)  # (B, height * width, dim)
         position = positions(grid, self.dim, tokens.device).to(tokens.dtype)
-        mask = None if present is None else present.flatten(1)[:, None, None]  # (B, 1, 1, height * width)
+        mask = None if padding is None else ~padding.flatten(1)[:, None, None]  # (B, 1, 1, height * width)
         for layer in self.layers:
             tokens = layer(tokens, position, mask)
         return tokens.transpose(1, 2).unflatten(2, grid)
@@ -156,8 +156,8 @@ def positions(grid: tuple[int, int], dim: int, device: torch.device) -> Tensor:
         return sinusoids(grid, dim).to(device)
 
 
-def without_padding(maps: Sequence[Tensor], present: Sequence[Tensor] | None) -> list[Tensor]:
-    """Maps (B, C, H, W) with zeros where there is only padding."""
-    if present is None:
+def without_padding(maps: Sequence[Tensor], padding: Sequence[Tensor] | None) -> list[Tensor]:
+    """Maps (B, C, H, W) with zeros in cells beyond the image."""
+    if padding is None:
         return list(maps)
-    return [one * kept[:, None] for one, kept in zip(maps, present, strict=True)]
+    return [one.masked_fill(beyond[:, None], 0.0) for one, beyond in zip(maps, padding, strict=True)]

@@ -37,7 +37,7 @@ class RtDetrHead(nn.Module):
         num_queries: how many objects an image has at most.
         depth, num_heads, hidden_dim, decoder_activation: layers of the decoder, their attention heads, and channels and
             activation of their MLPs.
-        points, offset_scale, sampling: see `BoxAttention`; one number of points holds for every level.
+        points, offset_scale, sampling: see `DeformableAttention`; one number of points holds for every level.
         dropout: probability in training.
         denoising_queries: in training, about as many noisy copies of the objects are to be repaired; 0 leaves it out.
         label_noise: part of the copies whose label is drawn anew, but for half of them.
@@ -194,13 +194,13 @@ class RtDetrHead(nn.Module):
         """Maps of the backbone to what the decoder looks at."""
         levels = self.maps(maps)
         grids = tuple((level.shape[2], level.shape[3]) for level in levels)
-        present = [~map_padding(padding, grid) for grid in grids] if padding.any() else None
-        encoded = self.encoder(levels, present)
+        beyond = [map_padding(padding, grid) for grid in grids] if padding.any() else None
+        encoded = self.encoder(levels, beyond)
         tokens = [
             projection(level).flatten(2).transpose(1, 2)  # (B, height * width, dim)
             for projection, level in zip(self.projections, encoded, strict=True)
         ]
-        flat = None if present is None else torch.cat([one.flatten(1) for one in present], dim=1)
+        flat = None if beyond is None else torch.cat([one.flatten(1) for one in beyond], dim=1)
         return Memory(torch.cat(tokens, dim=1), grids, flat)
 
     def output(self, first: Selection, layers: Sequence[tuple[Tensor, Tensor]], parts: Tensor) -> DetectionOutput:
@@ -262,8 +262,8 @@ class QuerySelection(nn.Module):
         features = self.norm(self.projection(tokens * usable))
         logits = self.class_head(features)  # (B, N, classes)
         scores = logits.detach().amax(dim=2)
-        if memory.present is not None:
-            scores = scores.masked_fill(~memory.present, -math.inf)
+        if memory.padding is not None:
+            scores = scores.masked_fill(memory.padding, -math.inf)
         places = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices  # (B, Q)
         rows = places[..., None]
         features = features.gather(1, rows.expand(-1, -1, features.shape[2]))
@@ -292,6 +292,6 @@ def anchors(grids: tuple[tuple[int, int], ...], device: torch.device) -> tuple[T
 
 
 def image_parts(padding: Tensor, sizes: Tensor) -> Tensor:
-    """How much of a batch's width and height each image takes, (B, 1, 4); its boxes times these are those of the maps."""
+    """How much of a batch's width and height each image takes, (B, 1, 4): by these its boxes are those of the maps."""
     whole = sizes.new_tensor(padding.shape[1:])
     return (sizes / whole).flip(1).repeat(1, 2)[:, None]

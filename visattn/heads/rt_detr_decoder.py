@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from visattn.attention import MultiHeadAttention
-from visattn.attention.deformable import deformable_attention
+from visattn.attention import DeformableAttention, MultiHeadAttention
 from visattn.backbones.layers import Mlp
 
 
@@ -22,12 +18,12 @@ class Memory(NamedTuple):
     Attributes:
         tokens: (B, N, dim), the cells of each map in reading order, the maps behind each other, finest first.
         grids: (height, width) of each map.
-        present: (B, N), bool, False where there is only padding; None: there is none.
+        padding: (B, N), bool, True for cells beyond the image; None: there are none.
     """
 
     tokens: Tensor
     grids: tuple[tuple[int, int], ...]
-    present: Tensor | None
+    padding: Tensor | None
 
 
 class RtDetrDecoder(nn.Module):
@@ -37,7 +33,7 @@ class RtDetrDecoder(nn.Module):
         dim: channels of a token.
         num_classes: logits of a query.
         depth: layers.
-        num_heads, points, offset_scale, sampling: see `BoxAttention`.
+        num_heads, points, offset_scale, sampling: see `DeformableAttention`.
         hidden_dim, activation: of the MLPs.
         dropout: probability in training.
 
@@ -120,9 +116,10 @@ class RtDetrDecoderLayer(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(dim, num_heads, dropout=dropout, projection_dropout=dropout)
         self.norm1 = nn.LayerNorm(dim)
-        self.cross_attention = BoxAttention(
-            dim, num_heads, points=points, offset_scale=offset_scale, sampling=sampling, dropout=dropout
+        self.cross_attention = DeformableAttention(
+            dim, num_heads, levels=len(points), points=points, offset_scale=offset_scale, sampling=sampling
         )
+        self.dropout = nn.Dropout(dropout)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, hidden_dim, activation=activation, dropout=dropout)
         self.norm3 = nn.LayerNorm(dim)
@@ -130,80 +127,9 @@ class RtDetrDecoderLayer(nn.Module):
     def forward(self, queries: Tensor, position: Tensor, boxes: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
         """Queries and positions (B, Q, dim), boxes (B, Q, 4) to queries (B, Q, dim)."""
         queries = self.norm1(queries + self.attention(queries, mask=mask, position=position))
-        queries = self.norm2(queries + self.cross_attention(queries + position, boxes, memory))
+        seen = self.cross_attention(queries + position, boxes[:, :, None], memory.tokens, memory.grids, memory.padding)
+        queries = self.norm2(queries + self.dropout(seen))
         return self.norm3(queries + self.mlp(queries))
-
-
-class BoxAttention(nn.Module):
-    """Each attention head of a query looks at a few points around the query's box in every map.
-
-    Args:
-        dim: channels of queries and tokens.
-        num_heads: attention heads.
-        points: how many each head samples on each map.
-        offset_scale: what an offset of as many units as the map has points is worth, as a part of the box.
-        sampling: "bilinear", or "nearest", which has no gradient for the places.
-        dropout: probability that an output channel is dropped in training.
-
-    Raises:
-        ValueError: num_heads doesn't divide dim, or the sampling is unknown.
-
-    Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, section 4.1 and A.4; Lv et al. 2024 (RT-DETR v2,
-        https://arxiv.org/abs/2407.17140), section 3.1, for the points of each map and the discrete sampling.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        points: Sequence[int],
-        offset_scale: float = 0.5,
-        sampling: str = "bilinear",
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"{num_heads} heads don't divide {dim} channels; choose a divisor")
-        if sampling not in ("bilinear", "nearest"):
-            raise ValueError(f"sampling {sampling!r} is unknown; choose bilinear or nearest")
-        self.num_heads, self.points, self.sampling = num_heads, tuple(points), sampling
-        self.dropout = dropout
-        samples = sum(self.points)
-        self.offsets = nn.Linear(dim, num_heads * samples * 2)
-        self.weights = nn.Linear(dim, num_heads * samples)
-        self.value = nn.Linear(dim, dim)
-        self.projection = nn.Linear(dim, dim)
-        scale = torch.cat([torch.full((count, 1), offset_scale / count) for count in self.points])
-        self.register_buffer("offset_scale", scale, persistent=False)  # (samples, 1)
-        self.initialize()
-
-    def initialize(self) -> None:
-        """Draws new weights; each head looks in a direction of its own at first, each point farther than the last."""
-        for layer in (self.value, self.projection):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        for layer in (self.offsets, self.weights):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
-        directions = torch.stack([angles.cos(), angles.sin()], dim=1)  # (heads, 2)
-        directions = directions / directions.abs().amax(dim=1, keepdim=True)
-        distances = torch.cat([torch.arange(1.0, count + 1) for count in self.points])  # (samples,)
-        self.offsets.bias.data = (directions[:, None] * distances[:, None]).flatten()
-
-    def forward(self, queries: Tensor, boxes: Tensor, memory: Memory) -> Tensor:
-        """Queries (B, Q, dim) with their positions and boxes (B, Q, 4) to what they see, (B, Q, dim)."""
-        value = self.value(memory.tokens)
-        if memory.present is not None:
-            value = value * memory.present[..., None]
-        value = value.unflatten(2, (self.num_heads, -1))  # (B, N, heads, head_dim)
-        offsets = self.offsets(queries).unflatten(2, (self.num_heads, -1, 2))  # (B, Q, heads, samples, 2)
-        weights = self.weights(queries).unflatten(2, (self.num_heads, -1)).softmax(dim=-1)  # (B, Q, heads, samples)
-        center, size = boxes[:, :, None, None].split(2, dim=-1)  # (B, Q, 1, 1, 2)
-        locations = center + offsets * self.offset_scale * size
-        seen = deformable_attention(value, locations, weights, memory.grids, self.points, sampling=self.sampling)
-        return functional.dropout(self.projection(seen.flatten(2)), self.dropout, self.training)
 
 
 def perceptron(*widths: int) -> nn.Sequential:
