@@ -25,7 +25,7 @@ def own_network():
 
 @torch.no_grad()
 def perturb(model, seed=0):
-    """Moves every parameter and every statistic of norms, and makes queries and classes differ from each other."""
+    """Draws weights anew and moves statistics of norms, so that queries differ and logits are about normal."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not tensor.is_floating_point():
@@ -37,7 +37,7 @@ def perturb(model, seed=0):
             tensor.copy_(noise * tensor.shape[1] ** -0.5)
             if ".encoder.layers." in name:
                 tensor.mul_(0.5)  # or the tokens become too similar for queries to find different ones
-            elif ".q_" in name or ".k_" in name:
+            elif ".q_" in name or ".k_" in name or "encoder_attn.o_proj" in name:
                 tensor.mul_(3)
         elif tensor.ndim == 4:
             tensor.add_(noise * tensor.std() * 0.3)
@@ -48,8 +48,12 @@ def perturb(model, seed=0):
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
     projection = model.model.input_projection.weight
     projection.sub_(projection.mean(dim=1, keepdim=True)).mul_(20)
-    model.class_labels_classifier.weight.mul_(4)
-    return model.eval()
+    images, padding, _ = batch((64, 96), (77, 53))
+    logits = model.eval()(images, (~padding).long()).logits.flatten(0, 1)  # (queries, classes)
+    classifier, mean, deviation = model.class_labels_classifier, logits.mean(dim=0), logits.std(dim=0)
+    classifier.weight.div_(deviation[:, None])
+    classifier.bias.sub_(mean).div_(deviation)
+    return model
 
 
 def batch(*shapes, seed=1):

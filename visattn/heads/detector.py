@@ -50,6 +50,9 @@ class ObjectDetector(nn.Module):
 
     def features(self, images: Tensor) -> Features:
         """Images (B, 3, H, W) to what the backbone sees in them."""
+        if not torch.is_grad_enabled():
+            # Convolutions of CPUs and of tensor cores read pixel by pixel, and hand that order on from layer to layer.
+            images = images.contiguous(memory_format=torch.channels_last)
         return self.backbone(images)
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> DetectionOutput | list[Detections]:
