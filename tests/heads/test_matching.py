@@ -42,12 +42,16 @@ def test_no_other_assignment_costs_less(softmax):
         count = int(targets.present[image].sum())
         table = torch.tensor(
             [
-                [cost(logits[layer, image, q], found[layer, image, q], targets, image, q, n, softmax) for n in range(count)]
+                [
+                    cost(logits[layer, image, q], found[layer, image, q], targets, image, q, n, softmax)
+                    for n in range(count)
+                ]
                 for q in range(5)
             ]
         ).reshape(5, count)
         least = min(
-            sum(table[q, n].item() for n, q in enumerate(queries)) for queries in itertools.permutations(range(5), count)
+            sum(table[q, n].item() for n, q in enumerate(queries))
+            for queries in itertools.permutations(range(5), count)
         )
         chosen = [(q, n) for q, n in enumerate(assignment[layer, image].tolist()) if n >= 0]
         assert sorted(n for _, n in chosen) == list(range(count))

@@ -15,6 +15,7 @@ from visattn.backbones.features import as_pair
 from visattn.checkpoints import (
     blip,
     conditional_detr,
+    deformable_detr,
     detr,
     efficientnet_lite,
     git,
@@ -34,6 +35,7 @@ captioners = {"vision-encoder-decoder": vision_encoder_decoder.build, "git": git
 detectors = {
     "detr": detr.build,
     "conditional_detr": conditional_detr.build,
+    "deformable_detr": deformable_detr.build,
     "rt_detr": rt_detr.build,
     "rt_detr_v2": rt_detr.build,
 }

@@ -116,8 +116,10 @@ class DeformableDetrHead(nn.Module):
         self.noise = {"queries": denoising, "label_noise": label_noise, "box_noise": box_noise}
         make_neck = FeaturePyramid if neck == "pyramid" else InputProjection
         self.neck: nn.Module = make_neck(channels, strides, dim, levels)
-        self.level_embedding = nn.Parameter(torch.empty(len(levels), dim))
-        nn.init.normal_(self.level_embedding)
+        self.level_embedding: nn.Parameter | None = None  # only cells that look at each other need it
+        if encoder_depth:
+            self.level_embedding = nn.Parameter(torch.empty(len(levels), dim))
+            nn.init.normal_(self.level_embedding)
         self.dropout = nn.Dropout(dropout)
         width: dict[str, Any] = {"levels": len(levels), "points": points, "hidden_dim": hidden_dim, "dropout": dropout}
         self.encoder = nn.ModuleList(DeformableEncoderLayer(dim, num_heads, **width) for _ in range(encoder_depth))
@@ -131,7 +133,9 @@ class DeformableDetrHead(nn.Module):
         self.proposer: Proposer | None = None
         if query_selection != "static":
             self.proposer = Proposer(dim, num_classes, class_agnostic=class_agnostic_proposals)
-            self.queries = PureQueries(dim) if query_selection == "pure" else MixedQueries(dim, num_queries, num_classes)
+            self.queries = (
+                PureQueries(dim) if query_selection == "pure" else MixedQueries(dim, num_queries, num_classes)
+            )
         self.set_loss = SetLoss(
             classification=classification, class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight
         )
@@ -193,7 +197,9 @@ class DeformableDetrHead(nn.Module):
         logits = torch.stack([logits[:, :known] for logits, _ in layers])  # (layers, B, D, classes)
         boxes = torch.stack([boxes[:, :known] for _, boxes in layers])
         assignment = noisy.assignment.expand(len(layers), -1, -1)
-        return self.set_loss.assigned(logits, boxes, assignment, objects, objects_per_process(objects) * noisy.groups).sum()
+        return self.set_loss.assigned(
+            logits, boxes, assignment, objects, objects_per_process(objects) * noisy.groups
+        ).sum()
 
     @torch.no_grad()
     def predict(
@@ -208,20 +214,19 @@ class DeformableDetrHead(nn.Module):
         grids = tuple((int(one.shape[2]), int(one.shape[3])) for one in projected)
         beyond = [map_padding(padding, grid) for grid in grids]
         cells = torch.cat([one.flatten(2).transpose(1, 2) for one in projected], dim=1)  # (B, S, dim)
-        positions = [
-            map_positions(one, cells.shape[2]) + level for one, level in zip(beyond, self.level_embedding, strict=True)
-        ]
         pyramid = Pyramid(
             self.dropout(cells),
-            torch.cat(positions, dim=1).to(cells.dtype),
             torch.cat([one.flatten(1) for one in beyond], dim=1),
             torch.stack([image_part(one) for one in beyond], dim=1),
             grids,
         )
-        if len(self.encoder):
-            reference = reference_points(pyramid)  # (B, S, levels, 2)
-            for layer in self.encoder:
-                pyramid = layer(pyramid, reference)
+        if self.level_embedding is None:
+            return pyramid
+        places = [map_positions(one, cells.shape[2]) for one in beyond]  # (B, height * width, dim) each
+        positions = torch.cat([one + level for one, level in zip(places, self.level_embedding, strict=True)], dim=1)
+        reference = reference_points(pyramid)  # (B, S, levels, 2)
+        for layer in self.encoder:
+            pyramid = layer(pyramid, positions.to(cells.dtype), reference)
         return pyramid
 
     def decode(

@@ -33,13 +33,18 @@ class InputProjection(nn.Module):
         wanted = [2**level for level in levels]
         present = [stride for stride in wanted if stride in strides]
         self.indices = [strides.index(stride) for stride in present]
-        if wanted[: len(present)] != present or not present or (len(present) < len(wanted) and present[-1] != strides[-1]):
+        if (
+            wanted[: len(present)] != present
+            or not present
+            or (len(present) < len(wanted) and present[-1] != strides[-1])
+        ):
             raise ValueError(
                 f"levels {tuple(levels)} mean maps of strides {', '.join(map(str, wanted))}, and the backbone has those of "
                 f'{", ".join(map(str, strides))}: choose other levels, or neck="pyramid", which makes any'
             )
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels[index], dim, kernel_size=1), nn.GroupNorm(32, dim)) for index in self.indices
+            nn.Sequential(nn.Conv2d(channels[index], dim, kernel_size=1), nn.GroupNorm(32, dim))
+            for index in self.indices
         )
         for extra in range(len(wanted) - len(present)):
             convolution = nn.Conv2d(dim if extra else channels[-1], dim, kernel_size=3, stride=2, padding=1)

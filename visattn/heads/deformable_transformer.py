@@ -16,14 +16,12 @@ class Pyramid(NamedTuple):
 
     Attributes:
         cells: (B, S, dim).
-        positions: (B, S, dim), where each cell is, and on which map.
         padding: (B, S), bool, True for cells beyond the image.
         parts: (B, maps, 2), how much of each map's width and height is image.
         grids: (height, width) of each map.
     """
 
     cells: Tensor
-    positions: Tensor
     padding: Tensor
     parts: Tensor
     grids: tuple[tuple[int, int], ...]
@@ -42,9 +40,7 @@ class DeformableEncoderLayer(nn.Module):
     Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, section 4.1.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, *, levels: int, points: int, hidden_dim: int, dropout: float
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, *, levels: int, points: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
         self.attention = DeformableAttention(dim, num_heads, levels=levels, points=points)
         self.norm1 = nn.LayerNorm(dim)
@@ -53,14 +49,15 @@ class DeformableEncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         initialize_linear(self.mlp)
 
-    def forward(self, pyramid: Pyramid, reference: Tensor) -> Pyramid:
+    def forward(self, pyramid: Pyramid, positions: Tensor, reference: Tensor) -> Pyramid:
         """The pyramid with new cells.
 
         Args:
+            positions: (B, S, dim), where each cell is, and on which map; added where cells look.
             reference: (B, S, levels, 2), where each cell is on each map, in parts of the map.
         """
-        cells, _, padding, _, grids = pyramid
-        seen = self.attention(cells + pyramid.positions, reference, cells, grids, padding)
+        cells, padding, _, grids = pyramid
+        seen = self.attention(cells + positions, reference, cells, grids, padding)
         cells = self.norm1(cells + self.dropout(seen))
         return pyramid._replace(cells=self.norm2(cells + self.mlp(cells)))
 
@@ -73,9 +70,7 @@ class DeformableDecoderLayer(nn.Module):
     Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, section 4.1.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, *, levels: int, points: int, hidden_dim: int, dropout: float
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, *, levels: int, points: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(dim, num_heads)
         self.norm1 = nn.LayerNorm(dim)
