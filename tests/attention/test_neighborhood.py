@@ -3,10 +3,12 @@ import torch
 
 from visattn.attention import (
     NeighborhoodAttention,
+    dot_product_attention,
     neighborhood_attention,
     neighborhood_attention_weights,
     neighborhood_keys,
 )
+from visattn.attention.neighborhood import with_prefix
 
 small = [
     ((5, 7), 3, 1),
@@ -170,6 +172,55 @@ def test_the_module_shrinks_its_kernel_to_small_maps(grid):
     assert module(torch.randn(2, grid[0] * grid[1], 12), grid).shape == (2, grid[0] * grid[1], 12)
 
 
-def test_the_module_refuses_prefix_tokens():
-    with pytest.raises(ValueError, match="prefix"):
-        NeighborhoodAttention(12, 3)(torch.randn(2, 78, 12), (7, 11))
+def test_the_module_refuses_too_few_tokens():
+    with pytest.raises(ValueError, match="don't fill"):
+        NeighborhoodAttention(12, 3)(torch.randn(2, 34, 12), (5, 7))
+
+
+@pytest.mark.parametrize(("grid", "kernel", "dilation"), [((7, 11), 3, 1), ((17, 19), (5, 3), 1), ((9, 13), 3, (2, 3))])
+@pytest.mark.parametrize("biased", [False, True])
+def test_global_tokens_and_the_neighborhood_share_one_softmax(grid, kernel, dilation, biased):
+    torch.manual_seed(0)
+    leaves = [torch.randn(2, *grid, 3, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    leaves += [torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
+    table = torch.randn(3, 2 * high - 1, 2 * wide - 1, dtype=torch.float64, requires_grad=True) if biased else None
+    query, key, value, global_key, global_value = leaves
+    output = neighborhood_attention(
+        query, key, value, kernel, dilation, 0.4, table, global_key=global_key, global_value=global_value
+    )
+    mask, bias = with_prefix(4, grid, (high, wide), pair(dilation), table, query)
+    keys = torch.cat([global_key, key.flatten(1, 2)], dim=1).transpose(1, 2)
+    values = torch.cat([global_value, value.flatten(1, 2)], dim=1).transpose(1, 2)
+    bias = None if bias is None else bias[:, 4:]
+    expected = dot_product_attention(query.flatten(1, 2).transpose(1, 2), keys, values, mask[4:], bias, scale=0.4)
+    expected = expected.transpose(1, 2).unflatten(1, grid)
+    torch.testing.assert_close(output, expected)
+    outer = torch.randn_like(output)
+    leaves += [table] if biased else []
+    torch.testing.assert_close(torch.autograd.grad(output, leaves, outer), torch.autograd.grad(expected, leaves, outer))
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (17, 19)])
+def test_prefix_tokens_see_all_and_are_seen_by_all(grid):
+    torch.manual_seed(0)
+    module = NeighborhoodAttention(12, 3, kernel_size=3, qk_norm=True).double()
+    tokens, seen = torch.randn(2, 4 + grid[0] * grid[1], 12, dtype=torch.float64), []
+    output = module(tokens, grid)
+    module.record = lambda weights, keys: seen.append((weights, keys))
+    torch.testing.assert_close(module(tokens, grid), output)
+    (weights, keys), *_ = seen
+    assert keys is None
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    assert ((weights > 0).sum(dim=-1)[:, :, :4] == tokens.shape[1]).all()
+    assert ((weights > 0).sum(dim=-1)[:, :, 4:] == 4 + 9).all()
+
+
+def test_only_one_of_global_keys_and_values_is_an_error():
+    cells, tokens = torch.randn(3, 1, 5, 7, 2, 4), torch.randn(1, 2, 2, 4)
+    with pytest.raises(ValueError, match="belong together"):
+        neighborhood_attention(*cells, 3, global_key=tokens)
+    torch.testing.assert_close(
+        neighborhood_attention(*cells, 3, global_key=tokens[:, :0], global_value=tokens[:, :0]),
+        neighborhood_attention(*cells, 3),
+    )

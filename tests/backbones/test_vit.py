@@ -180,6 +180,19 @@ def test_every_kind_of_attention_fits_every_block(kind, family):
     assert len(maps) == 2
 
 
+def test_class_and_register_tokens_are_part_of_local_attention():
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 4, 12, 2, 2, attention=("local", "global"), kernel_size=3, num_registers=2).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with record_attention(model) as maps:
+        recorded = model(images).pooled
+    torch.testing.assert_close(recorded, model(images).pooled, rtol=1e-4, atol=1e-5)
+    local, _ = maps.values()  # (2, heads, 3 + 64, 3 + 64)
+    assert ((local > 0).sum(dim=-1)[:, :, 3:] == 3 + 9).all()
+    with pytest.raises(ValueError, match="window attention has no place for 3"):
+        VisionTransformer(32, 4, 12, 2, 2, attention=("window",), num_registers=2)
+
+
 def test_options_of_a_kind_that_no_block_has_are_an_error():
     with pytest.raises(ValueError, match="attention_options of window"):
         VisionTransformer(32, 4, 12, 1, 2, attention_options={"window": {"window_size": 4}})
@@ -216,7 +229,7 @@ def test_local_presets_serve_small_and_large_images():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"attention": ("local",)}, "class_token=False"),
+        ({"attention": ("axial",)}, "no place"),
         ({"attention": ("near",)}, "no pattern of global, local"),
         ({"attention": ()}, "no pattern"),
         ({"class_token": False}, "needs class_token=True"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visattn.attention.dot_product import dot_product_attention
+from visattn.attention.dot_product import attention_weights, dot_product_attention
 from visattn.attention.local import LocalAttention
 from visattn.attention.neighborhood_tiles import attend, tile_bias, tile_mask
 from visattn.attention.neighborhood_tiling import whole_map
@@ -24,6 +24,8 @@ def neighborhood_attention(
     scale: float | None = None,
     bias: Tensor | None = None,
     dropout: float = 0.0,
+    global_key: Tensor | None = None,
+    global_value: Tensor | None = None,
 ) -> Tensor:
     """Every query sees exactly kernel_size[0] * kernel_size[1] keys. Cost: tokens * keys seen * head_dim.
 
@@ -39,31 +41,69 @@ def neighborhood_attention(
         bias: (heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1), added to the scaled scores by the position of
             the key relative to the query: the centre of the table is the query's own position.
         dropout: probability that a weight is dropped.
+        global_key, global_value: (batch, tokens, heads, head_dim), of tokens beside the map that every query sees as
+            well, such as class and register tokens: one softmax over them and the neighborhood. They have no bias.
 
     Returns:
         (batch, height, width, heads, head_dim).
 
     Raises:
-        ValueError: kernel_size * dilation exceeds the map.
+        ValueError: kernel_size * dilation exceeds the map, or only one of global_key and global_value is given.
 
-    Source: Hassani et al. 2023, https://arxiv.org/abs/2204.07143; dilated: https://arxiv.org/abs/2209.15001.
+    Source: Hassani et al. 2023, https://arxiv.org/abs/2204.07143; dilated: https://arxiv.org/abs/2209.15001; global
+        tokens within local attention: Beltagy et al. 2020, https://arxiv.org/abs/2004.05150, section 3.1.
     """
     kernel_size, dilation = check_neighborhood((query.shape[1], query.shape[2]), kernel_size, dilation)
     if not query.shape == key.shape == value.shape:
         raise ValueError(f"query {query.shape}, key {key.shape} and value {value.shape} differ in shape")
+    if (global_key is None) != (global_value is None):
+        raise ValueError("global_key and global_value belong together; give both or none")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key = query.to(value.dtype), key.to(value.dtype)
-    if dilation == (1, 1) and not torch.compiler.is_compiling() and dense_is_faster(query):
+    has_globals = global_key is not None and global_key.shape[1] > 0
+    if dilation == (1, 1) and not has_globals and not torch.compiler.is_compiling() and dense_is_faster(query):
         return attend_densely(query, key, value, kernel_size, scale, bias, dropout)
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     seed = torch.randint(2**62, ()) if dropout else None
 
     def attend_undilated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return attend(query, key, value, bias, kernel_size, scale, dropout, seed, keep)[0]
+        output, _, log_normalizer = attend(
+            query, key, value, bias, kernel_size, scale, dropout, seed, keep, has_globals
+        )
+        return torch.cat([output, log_normalizer], dim=-1) if has_globals else output
 
     if dilation == (1, 1):
-        return attend_undilated(query, key, value)
-    return over_dilation_groups(attend_undilated, query, key, value, dilation)
+        output = attend_undilated(query, key, value)
+    else:
+        output = over_dilation_groups(attend_undilated, query, key, value, dilation)
+    if not has_globals:
+        return output
+    assert global_key is not None
+    assert global_value is not None
+    return join_globals(query, output[..., :-1], output[..., -1], global_key, global_value, scale, dropout)
+
+
+def join_globals(
+    query: Tensor,
+    output: Tensor,
+    log_normalizer: Tensor,
+    global_key: Tensor,
+    global_value: Tensor,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """Attention to the neighborhood, and to global tokens, under one softmax.
+
+    Args:
+        query, output: (batch, height, width, heads, head_dim).
+        log_normalizer: (batch, height, width, heads), log of the sum of exp(score) within the neighborhood.
+        global_key, global_value: (batch, tokens, heads, head_dim).
+    """
+    scores = torch.einsum("bijhd,bnhd->bijhn", query * scale, global_key.to(query.dtype)).to(log_normalizer.dtype)
+    weights = functional.dropout(scores.softmax(dim=-1), dropout)  # (batch, height, width, heads, tokens)
+    of_globals = torch.einsum("bijhn,bnhd->bijhd", weights, global_value.to(weights.dtype))
+    share = torch.sigmoid(log_normalizer - scores.logsumexp(dim=-1)).unsqueeze(-1)  # of the neighborhood
+    return torch.lerp(of_globals, output, share)
 
 
 def dense_is_faster(query: Tensor) -> bool:
@@ -218,11 +258,34 @@ def check_neighborhood(
     return kernels, dilations
 
 
+def with_prefix(
+    prefix: int,
+    grid: tuple[int, int],
+    kernel_size: tuple[int, int],
+    dilation: tuple[int, int],
+    bias: Tensor | None,
+    like: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """Who sees whom among prefix tokens and those of a map, bool (N, N), and the bias (heads, N, N) of the scores."""
+    keys = neighborhood_keys(*grid, kernel_size, dilation).to(like.device)  # (height * width, n)
+    size = prefix + len(keys)
+    mask = torch.ones(size, size, dtype=torch.bool, device=like.device)
+    mask[prefix:, prefix:] = torch.zeros(len(keys), len(keys), dtype=torch.bool, device=like.device).scatter(
+        1, keys, True
+    )
+    if bias is None:
+        return mask, None
+    values = bias.flatten(1)[:, relative_positions(*grid, kernel_size, dilation).to(like.device)].to(like.dtype)
+    cells = values.new_zeros(len(bias), len(keys), len(keys)).scatter(2, keys.expand_as(values), values)
+    return mask, functional.pad(cells, (prefix, 0, prefix, 0))
+
+
 class NeighborhoodAttention(LocalAttention):
     """Self-attention of several heads within the neighborhood of each token.
 
     On a map smaller than kernel_size * dilation, dilation and then kernel_size shrink to what fits, and the centre of
-    the bias table is used.
+    the bias table is used. Prefix tokens (class, registers) see all tokens, and every token sees them under the same
+    softmax as its neighborhood.
 
     Args:
         dim, num_heads, **options: see `ProjectedAttention`.
@@ -255,6 +318,44 @@ class NeighborhoodAttention(LocalAttention):
             for step, side, kernel in zip(self.dilation, grid, kernel_size, strict=True)
         )
         return (kernel_size[0], kernel_size[1]), (dilation[0], dilation[1])
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (batch, prefix + height * width, dim) of the grid (height, width) in, tokens of the same shape out.
+
+        Raises:
+            ValueError: there are fewer than height * width tokens.
+        """
+        prefix = tokens.shape[1] - grid[0] * grid[1]
+        if prefix <= 0:
+            return super().forward(tokens, grid)
+        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.unbind(2)  # (batch, N, heads, head_dim)
+        query, key = self.normalize(query, key)
+        (kernel_size, dilation), bias = self.fit(grid), self.bias_for(self.fit(grid)[0])
+        sequences = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (batch, heads, N, head_dim)
+        if self.record is not None:
+            mask, added = with_prefix(prefix, grid, kernel_size, dilation, bias, query)
+            weights = attention_weights(sequences[0], sequences[1], mask, added)  # (batch, heads, N, N)
+            self.record(weights, None)
+            attended = (functional.dropout(weights, self.active_dropout()) @ sequences[2]).transpose(1, 2)
+            return self.project(attended.flatten(2))
+        of_prefix = dot_product_attention(
+            sequences[0][:, :, :prefix], sequences[1], sequences[2], dropout=self.active_dropout()
+        )
+        cells = [tensor[:, prefix:].unflatten(1, grid) for tensor in (query, key, value)]
+        of_map = neighborhood_attention(
+            cells[0],
+            cells[1],
+            cells[2],
+            kernel_size,
+            dilation,
+            bias=bias,
+            dropout=self.active_dropout(),
+            global_key=key[:, :prefix],
+            global_value=value[:, :prefix],
+        )
+        attended = torch.cat([of_prefix.transpose(1, 2), of_map.flatten(1, 2)], dim=1)
+        return self.project(attended.flatten(2))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         kernel_size, dilation = self.fit((query.shape[1], query.shape[2]))

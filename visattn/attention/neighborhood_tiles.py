@@ -165,12 +165,18 @@ class Work(NamedTuple):
         """(matrices, queries, keys) -> (batch, heads, columns, queries, keys)."""
         return scores.unflatten(0, (-1, self.heads, len(self.kinds)))
 
-    def weigh(self, row: int, out: Tensor) -> None:
-        """Writes the weights of one row of tiles: (matrices, queries, keys)."""
+    def weigh(self, row: int, out: Tensor, log_normalizer: Tensor | None = None) -> None:
+        """Writes the weights of one row of tiles (matrices, queries, keys), and log sum exp of its scores (..., 1)."""
         keys = self.keys[:, self.tiling.window(row)]
         self.by_column(out).copy_(self.added[self.tiling.rows.kinds[row]])
         out.baddbmm_(self.queries[row], keys.transpose(1, 2), alpha=self.scale)
+        if log_normalizer is None:
+            torch.softmax(out, dim=-1, out=out)
+            return
+        highest = out.amax(dim=-1, keepdim=True)
         torch.softmax(out, dim=-1, out=out)
+        # The highest score has the weight exp(score - log sum exp).
+        torch.sub(highest, out.amax(dim=-1, keepdim=True).log_(), out=log_normalizer)
 
 
 def prepare(
@@ -216,31 +222,38 @@ def attend(
     dropout: float,
     seed: Tensor | None,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """The output of neighborhood attention without dilation, and the weights if they are to be kept and worth it."""
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output of neighborhood attention without dilation; the weights if they are to be kept and worth it; and, if
+    `normalize`, log sum exp of each query's scores (batch, height, width, heads, 1)."""
     tiling = tiling_of(query, kernel_size)
     added = tile_bias(tiling, table, query.dtype, query.device)
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    log_normalizer = query.new_empty((*query.shape[:-1], 1) if normalize else 0)
     kept = query.new_empty(weights_worth_keeping(query, tiling) if keep else 0)
     used = place = 0
     for portion in portions(query, tiling):
         work = prepare(query, key, value, added, tiling, portion, scale)
         attended = torch.empty_like(work.queries)
+        normalizers = work.queries.new_empty(*work.queries.shape[:-1], 1) if normalize else None
         scratch = query.new_empty(0 if kept.numel() else work.shape)
         for row in range(len(tiling.rows.starts)):
             weights = kept[used : used + work.shape.numel()].view(work.shape) if kept.numel() else scratch
             used += weights.numel()
-            work.weigh(row, weights)
+            work.weigh(row, weights, None if normalizers is None else normalizers[row])
             shown = weights * dropped(weights, dropout, seed, place) if dropout else weights
             torch.bmm(shown, work.values[:, tiling.window(row)], out=attended[row])
             place += 1
         from_tiles(attended, tiling, portion.queries(output[:], tiling))
-    return output, kept
+        if normalizers is not None:
+            from_tiles(normalizers, tiling, portion.queries(log_normalizer[:], tiling))
+    return output, kept, log_normalizer
 
 
 @torch.library.custom_op("visattn::neighborhood_attention_backward", mutates_args=())
 def attend_backward(
     gradient: Tensor,
+    normalizer_gradient: Tensor | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -286,6 +299,9 @@ def attend_backward(
             # Matrix products run in parallel only into contiguous memory, hence the detour for slices of strips.
             values[:, window].add_(torch.bmm(shown.transpose(1, 2), gradients, out=summand))
             torch.ops.aten._softmax_backward_data.out(scores, weights, -1, weights.dtype, grad_input=scores)
+            if normalizer_gradient is not None:  # whose gradient in the scores are the weights
+                outer = portion.queries(normalizer_gradient, tiling)[:, row * high : (row + 1) * high]
+                scores.addcmul_(weights, to_tiles(outer, tiling)[0])
             keys[:, window].add_(torch.bmm(scores.transpose(1, 2), work.queries[row], out=summand), alpha=scale)
             queries = work.queries[row]  # no longer needed: their gradients take their place
             torch.baddbmm(queries, scores, work.keys[:, window], beta=0, alpha=scale, out=queries)
@@ -302,30 +318,32 @@ def attend_backward(
 
 
 @attend.register_fake
-def _(query, key, value, table, kernel_size, scale, dropout, seed, keep):
+def _(query, key, value, table, kernel_size, scale, dropout, seed, keep, normalize):
     kept = weights_worth_keeping(query, tiling_of(query, kernel_size)) if keep else 0
-    return torch.empty(query.shape, dtype=query.dtype, device=query.device), query.new_empty(kept)
+    log_normalizer = query.new_empty((*query.shape[:-1], 1) if normalize else 0)
+    return torch.empty(query.shape, dtype=query.dtype, device=query.device), query.new_empty(kept), log_normalizer
 
 
 @attend_backward.register_fake
-def _(gradient, query, key, value, table, kept, kernel_size, scale, dropout, seed):
+def _(gradient, normalizer_gradient, query, key, value, table, kept, kernel_size, scale, dropout, seed):
     new = [torch.empty(query.shape, dtype=query.dtype, device=query.device) for _ in range(3)]
     return *new, query.new_empty(0) if table is None else torch.empty_like(table)
 
 
 def save_for_backward(ctx, inputs, output) -> None:
-    query, key, value, table, kernel_size, scale, dropout, seed, _ = inputs
+    query, key, value, table, kernel_size, scale, dropout, seed, _, _ = inputs
     ctx.save_for_backward(query, key, value, table, output[1], seed)
     ctx.options = (kernel_size, scale, dropout)
     ctx.set_materialize_grads(False)
 
 
-def backward(ctx, gradient, _):
-    if gradient is None:  # nothing depends on the output; the kept weights never have a gradient
-        return (None,) * 9
+def backward(ctx, gradient, _, normalizer_gradient):
+    if gradient is None and normalizer_gradient is None:  # the kept weights never have a gradient
+        return (None,) * 10
     query, key, value, table, kept, seed = ctx.saved_tensors
-    gradients = attend_backward(gradient, query, key, value, table, kept, *ctx.options, seed)
-    return *gradients[:3], None if table is None else gradients[3], None, None, None, None, None
+    gradient = torch.zeros_like(query) if gradient is None else gradient
+    gradients = attend_backward(gradient, normalizer_gradient, query, key, value, table, kept, *ctx.options, seed)
+    return *gradients[:3], None if table is None else gradients[3], None, None, None, None, None, None
 
 
 attend.register_autograd(backward, setup_context=save_for_backward)

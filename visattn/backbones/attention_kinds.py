@@ -34,7 +34,7 @@ attention_kinds: dict[str, type[nn.Module]] = {
     "nystrom": NystromAttention,
 }
 # Those that take height * width tokens and have no place for class tokens or registers.
-kinds_of_maps = ("local", "window", "grid", "axial", "pooled", "linformer")
+kinds_of_maps = ("window", "grid", "axial", "pooled", "linformer")
 # Those that have no weights one by one that could be dropped.
 kinds_without_weights = ("axial", "linear", "performer", "linformer", "nystrom")
 
