@@ -196,7 +196,7 @@ def test_it_learns_to_find_what_it_is_shown():
     maps, padding, sizes = inputs()
     targets = targets_of(3, 1)
     optimizer = torch.optim.AdamW(head.parameters(), 2e-3)
-    for _ in range(120):
+    for _ in range(90):
         loss = sum(head.loss(maps, padding, sizes, targets).values())
         optimizer.zero_grad()
         loss.backward()

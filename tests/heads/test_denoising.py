@@ -14,7 +14,7 @@ def drawn(counts=(3, 0, 2), most=3, **options):
 
 
 def test_each_group_holds_every_object_twice_to_be_restored_and_to_be_refused():
-    targets, noisy = drawn(queries=26)
+    _, noisy = drawn(queries=26)
     assert noisy.groups == 4  # of 6
     assert noisy.labels.shape == noisy.assignment.shape == (3, 24)
     assert noisy.boxes.shape == (3, 24, 4)

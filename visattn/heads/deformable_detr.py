@@ -113,7 +113,7 @@ class DeformableDetrHead(nn.Module):
         check_options(neck, query_selection, box_refinement, dim)
         self.num_classes, self.num_queries, self.query_selection = num_classes, num_queries, query_selection
         self.class_agnostic_proposals, self.box_refinement = class_agnostic_proposals, box_refinement
-        self.noise = {"queries": denoising, "label_noise": label_noise, "box_noise": box_noise}
+        self.denoising, self.label_noise, self.box_noise = denoising, label_noise, box_noise
         make_neck = FeaturePyramid if neck == "pyramid" else InputProjection
         self.neck: nn.Module = make_neck(channels, strides, dim, levels)
         self.level_embedding: nn.Parameter | None = None  # only cells that look at each other need it
@@ -124,18 +124,21 @@ class DeformableDetrHead(nn.Module):
         width: dict[str, Any] = {"levels": len(levels), "points": points, "hidden_dim": hidden_dim, "dropout": dropout}
         self.encoder = nn.ModuleList(DeformableEncoderLayer(dim, num_heads, **width) for _ in range(encoder_depth))
         self.decoder = nn.ModuleList(DeformableDecoderLayer(dim, num_heads, **width) for _ in range(decoder_depth))
-        predictors = decoder_depth if box_refinement else 1
-        self.predictors = nn.ModuleList(Predictor(dim, num_classes) for _ in range(predictors))
-        self.queries: StaticQueries | PureQueries | MixedQueries
-        if query_selection == "static":
-            self.queries = StaticQueries(dim, num_queries)
-            nn.init.constant_(self.predictors[0].box[4].bias[2:], -2.0)  # type: ignore[index]
+        static = query_selection == "static"
+        self.predictors = nn.ModuleList(
+            Predictor(dim, num_classes, from_points=static and index == 0)
+            for index in range(decoder_depth if box_refinement else 1)
+        )
         self.proposer: Proposer | None = None
-        if query_selection != "static":
+        if not static:
             self.proposer = Proposer(dim, num_classes, class_agnostic=class_agnostic_proposals)
-            self.queries = (
-                PureQueries(dim) if query_selection == "pure" else MixedQueries(dim, num_queries, num_classes)
-            )
+        self.queries: StaticQueries | PureQueries | MixedQueries
+        if static:
+            self.queries = StaticQueries(dim, num_queries)
+        elif query_selection == "pure":
+            self.queries = PureQueries(dim)
+        else:
+            self.queries = MixedQueries(dim, num_queries, num_classes)
         self.set_loss = SetLoss(
             classification=classification, class_weight=class_weight, l1_weight=l1_weight, giou_weight=giou_weight
         )
@@ -151,8 +154,8 @@ class DeformableDetrHead(nn.Module):
             sizes: (B, 2), long, not read: the padding tells them.
 
         Returns:
-            Logits (B, queries, num_classes), boxes (B, queries, 4). There are `num_queries`, or as many as the maps have
-            cells if those are fewer.
+            Logits (B, queries, num_classes), boxes (B, queries, 4). There are `num_queries`, or as many as the maps
+            have cells if those are fewer.
         """
         proposals, layers = self.decode(self.encode(maps, padding), None)
         earlier = layers[:-1] if proposals is None else [proposals, *layers[:-1]]
@@ -164,12 +167,18 @@ class DeformableDetrHead(nn.Module):
         """The parts of the loss, scalars whose sum is trained; in evaluation those of the last layer alone.
 
         Args:
-            targets: of each image "boxes" (n, 4), left, top, right and bottom in pixels of the batch, and "labels" (n,).
+            targets: of each image "boxes" (n, 4), left, top, right and bottom in pixels, and "labels" (n,).
         """
         objects = set_targets(targets, sizes)
         noisy = None
-        if self.training and isinstance(self.queries, MixedQueries) and self.noise["queries"]:
-            noisy = denoising_queries(objects, self.num_classes, **self.noise)
+        if self.training and isinstance(self.queries, MixedQueries) and self.denoising:
+            noisy = denoising_queries(
+                objects,
+                self.num_classes,
+                queries=self.denoising,
+                label_noise=self.label_noise,
+                box_noise=self.box_noise,
+            )
         proposals, layers = self.decode(self.encode(maps, padding), noisy)
         known = 0 if noisy is None else noisy.labels.shape[1]
         found = [(logits[:, known:], boxes[:, known:]) for logits, boxes in layers]
@@ -183,7 +192,7 @@ class DeformableDetrHead(nn.Module):
         elif proposals is not None:
             found.insert(0, proposals)
         losses |= self.set_loss(DetectionOutput(*found[-1], tuple(found[:-1])), objects)
-        if isinstance(self.queries, MixedQueries) and self.noise["queries"]:
+        if isinstance(self.queries, MixedQueries) and self.denoising:
             losses["denoising"] = self.denoising_loss(layers, noisy, objects)
         return losses
 
@@ -192,7 +201,7 @@ class DeformableDetrHead(nn.Module):
     ) -> Tensor:
         """How badly the layers restore the disturbed objects, which are the first queries."""
         if noisy is None:  # the process waits for a gradient of each parameter where several train together
-            return 0.0 * self.queries.labels.weight.sum()  # type: ignore[union-attr]
+            return 0.0 * self.queries.get_parameter("labels.weight").sum()
         known = noisy.labels.shape[1]
         logits = torch.stack([logits[:, :known] for logits, _ in layers])  # (layers, B, D, classes)
         boxes = torch.stack([boxes[:, :known] for _, boxes in layers])

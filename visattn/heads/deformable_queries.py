@@ -39,8 +39,8 @@ class InputProjection(nn.Module):
             or (len(present) < len(wanted) and present[-1] != strides[-1])
         ):
             raise ValueError(
-                f"levels {tuple(levels)} mean maps of strides {', '.join(map(str, wanted))}, and the backbone has those of "
-                f'{", ".join(map(str, strides))}: choose other levels, or neck="pyramid", which makes any'
+                f"levels {tuple(levels)} mean maps of strides {', '.join(map(str, wanted))}, and the backbone has "
+                f'those of {", ".join(map(str, strides))}: choose other levels, or neck="pyramid", which makes any'
             )
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels[index], dim, kernel_size=1), nn.GroupNorm(32, dim))
@@ -66,17 +66,25 @@ class InputProjection(nn.Module):
 class Predictor(nn.Module):
     """Queries (..., dim) to a logit for each class and a box.
 
+    Args:
+        dim: channels of a query.
+        num_classes: logits of a query.
+        from_points: boxes begin small around the points that they are found from.
+
     Source: Zhu et al. 2021, https://arxiv.org/abs/2010.04159, A.3; the first bias of classes, by which all objects are
         rare, Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 3.3.
     """
 
-    def __init__(self, dim: int, num_classes: int) -> None:
+    def __init__(self, dim: int, num_classes: int, *, from_points: bool = False) -> None:
         super().__init__()
         self.classes = nn.Linear(dim, num_classes)
-        self.box = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
+        last = nn.Linear(dim, 4)
+        self.box = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), last)
         nn.init.constant_(self.classes.bias, -math.log(99))  # a probability of 0.01
-        nn.init.zeros_(self.box[4].weight)
-        nn.init.zeros_(self.box[4].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        if from_points:
+            nn.init.constant_(last.bias[2:], -2.0)  # an eighth of the image
 
     def forward(self, queries: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (..., classes) and boxes (..., 4).
@@ -202,7 +210,7 @@ class MixedQueries(nn.Module):
 
     def positions(self, boxes: Tensor) -> Tensor:
         """Boxes (B, Q, 4) to (B, Q, dim)."""
-        return self.mlp(waves(boxes, self.mlp[0].in_features // 4).flatten(2).to(self.mlp[0].weight.dtype))
+        return self.mlp(waves(boxes, self.embedding.shape[1] // 2).flatten(2).to(self.embedding.dtype))
 
 
 def anchor_boxes(pyramid: Pyramid) -> Tensor:

@@ -54,7 +54,7 @@ def denoising_queries(
     Source: Li et al. 2022, https://arxiv.org/abs/2203.01305 (DN-DETR), section 4; with the queries to be refused Zhang
         et al. 2022, https://arxiv.org/abs/2203.03605 (DINO), section 3.3.
     """
-    batch, most = targets.labels.shape
+    most = targets.labels.shape[1]
     if not targets.present.any():
         return None
     groups = max(queries // (2 * most), 1)

@@ -131,6 +131,6 @@ class ObjectDetector(nn.Module):
 
 
 def sizes_within(padding: Tensor) -> Tensor:
-    """(height, width) of each image within its padding (B, H, W), bool, at the right and at the bottom: (B, 2), long."""
+    """(height, width) of each image, (B, 2), long, within its padding (B, H, W) at the right and at the bottom."""
     present = ~padding
     return torch.stack([present.any(2).sum(1), present.any(1).sum(1)], dim=1)

@@ -24,7 +24,7 @@ def image_part(padding: Tensor) -> Tensor:
 
 
 def map_positions(padding: Tensor, dim: int, *, centered: bool = True) -> Tensor:
-    """Waves that tell where in its image each cell is: of padding (B, height, width), bool, to (B, height * width, dim).
+    """Waves that tell where in its image each cell is: padding (B, height, width) to (B, height * width, dim).
 
     The first half of the channels speaks of the row, the second of the column.
 
