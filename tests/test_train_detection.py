@@ -121,7 +121,7 @@ def test_a_killed_run_ends_with_the_same_weights(finished, tmp_path):
 def test_a_killed_run_of_masks_with_augmentation_ends_with_the_same_weights(tmp_path):
     """Boxes are sampled by chance in training, and pictures changed by chance."""
     options = (*mask_rcnn, "dataset.augmentation.flip=0.5", "dataset.augmentation.scale=[0.7,1.4]",
-               "dataset.augmentation.copy_paste=0.5", "dataset.train_scenes=12")  # fmt: skip
+               "+dataset.augmentation.copy_paste=0.5", "dataset.train_scenes=12")  # fmt: skip
     succeed(f"hydra.run.dir={tmp_path / 'whole'}", *options)
     killed = train(f"hydra.run.dir={tmp_path / 'killed'}", *options, *often, kill, "+callbacks.kill.step=5")
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]

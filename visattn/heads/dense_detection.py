@@ -60,7 +60,7 @@ class DenseHead(nn.Module):
         """
         cells = self.pyramid_maps(maps)
         if not targets:
-            return {"classification": sum(level.sum() for level in cells.values()) * 0.0}
+            return {"classification": torch.stack([level.sum() for level in cells.values()]).sum() * 0.0}
         return self.losses(image_list(padding, sizes), cells, [with_area(target) for target in targets])
 
     @torch.no_grad()
@@ -351,7 +351,7 @@ class CenteredAnchors(AnchorGenerator):
         """For each image the same anchors (n, 4), float32 also where maps have a lower precision."""
         self.set_cell_anchors(torch.float32, feature_maps[0].device)
         grids = [level.shape[-2:] for level in feature_maps]
-        corners = self.grid_anchors(grids, [(stride, stride) for stride in self.strides])  # type: ignore[arg-type]
+        corners = self.grid_anchors(grids, [(stride, stride) for stride in self.strides])
         anchors = torch.cat([level + stride / 2 for level, stride in zip(corners, self.strides, strict=True)])
         return [anchors] * len(image_list.image_sizes)
 
