@@ -58,10 +58,10 @@ nasty = [made_up, crowded, only_crowds, borders, perfect]
 @pytest.mark.parametrize("backend", ["pycocotools", "faster"])
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("make", nasty, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_all_numbers_are_those_of_pycocotools(make, seed, kind, backend):
     if backend == "faster":
-        pytest.importorskip("faster_coco_eval")
+        pytest.importorskip("hotcoco")
     truth, results = make(seed)
     expected, precision = official(truth, results, kind)
     scores = getattr(evaluate_detections(truth, results, (kind,), backend), kind)
@@ -86,7 +86,7 @@ def test_the_made_up_sets_tell_scores_apart():
 @pytest.mark.parametrize("backend", ["pycocotools", "faster"])
 def test_no_results_find_nothing(backend):
     if backend == "faster":
-        pytest.importorskip("faster_coco_eval")
+        pytest.importorskip("hotcoco")
     truth, results = made_up(3)
     for scores in evaluate_detections(truth, [], ("bbox", "segm"), backend):
         assert set(scores.numbers.values()) == {0.0}
@@ -98,7 +98,7 @@ def test_no_results_find_nothing(backend):
 @pytest.mark.parametrize("backend", ["pycocotools", "faster"])
 def test_an_object_with_the_id_0_counts_like_any_other(backend):
     if backend == "faster":
-        pytest.importorskip("faster_coco_eval")
+        pytest.importorskip("hotcoco")
     truth, results = perfect(1)
     expected = evaluate_detections(truth, results, ("bbox",), backend).bbox.numbers
     truth["annotations"][0]["id"] = 0

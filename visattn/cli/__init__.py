@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from visattn.cli import ask, attend, caption, classify, demo, models, score_captions
+from visattn.cli import ask, attend, caption, classify, demo, detect, models, score_captions, score_detections
 
 app = typer.Typer(
     help="Vision models whose attention can be looked at. `visattn COMMAND --help` has examples.",
@@ -16,10 +16,12 @@ app = typer.Typer(
 app.command("models")(models.main)
 app.command("classify")(classify.main)
 app.command("caption")(caption.main)
+app.command("detect")(detect.main)
 app.command("ask")(ask.main)
 app.command("attend")(attend.main)
 app.command("demo")(demo.main)
 app.command("score-captions")(score_captions.main)
+app.command("score-detections")(score_detections.main)
 
 
 def main() -> None:

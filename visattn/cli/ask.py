@@ -46,10 +46,11 @@ def main(
 
         visattn ask photo.jpg "where is the red shape?" -c outputs/RUN/model --explain why.png
     """
-    from visattn.cli.checkpoint import open_question_answerer
+    from visattn.cli.checkpoint import open_model
     from visattn.cli.errors import errors_as_messages, report_warning
     from visattn.cli.pictures import check_output
     from visattn.data.preprocess import picture_batch
+    from visattn.heads import VisualQuestionAnswerer
 
     with errors_as_messages():
         if explain is not None:
@@ -58,7 +59,7 @@ def main(
                 raise ValueError(f"--explain {explain}: is the picture itself; choose another name")
             if len(questions) > 1:
                 raise ValueError(f"--explain {explain}: shows one question; ask {len(questions)} one by one")
-        model = open_question_answerer(checkpoint, device)
+        model = open_model(VisualQuestionAnswerer, checkpoint, device)
         pixels = picture_batch(image, model.preprocess, next(model.parameters()))  # (1, 3, H, W)
         answers = model.answer(pixels, questions, num_return=top)
         for question in questions:

@@ -83,16 +83,17 @@ def main(
 
         visattn attend --list -c google/vit-base-patch16-224
     """
-    from visattn.cli.checkpoint import open_classifier
+    from visattn.cli.checkpoint import open_model
     from visattn.cli.errors import errors_as_messages
     from visattn.cli.pictures import check_output
+    from visattn.heads import ImageClassifier
 
     with errors_as_messages():
         choice = read_choice(method, layer, head, query, class_name)
         if image is None and not list_layers:
             raise ValueError("which picture? visattn attend IMAGE, or --list for the layers of the model")
         check_output("--output", output)
-        model = open_classifier(checkpoint, architecture, device)
+        model = open_model(ImageClassifier, checkpoint, device, architecture)
         if list_layers:
             print_layers(layers_of(model))
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,16 +49,17 @@ def main(
 
         visattn caption photos/ -c outputs/RUN/model --json
     """
-    from visattn.cli.checkpoint import open_captioner
+    from visattn.cli.checkpoint import open_model
     from visattn.cli.errors import errors_as_messages, report_error
-    from visattn.cli.pictures import in_order_of, picture_batches, picture_paths
+    from visattn.cli.pictures import drawing_paths, in_order_of, picture_batches, picture_paths
+    from visattn.heads import ImageCaptioner
 
     with errors_as_messages():
         if nbest > beams:
             raise ValueError(f"--nbest {nbest} of --beams {beams}: a search keeps no more captions than beams")
         paths = picture_paths(images)
-        drawings = {} if explain is None else drawing_paths(explain, paths)
-        model = open_captioner(checkpoint, device)
+        drawings = {} if explain is None else drawing_paths("--explain", explain, paths, "words", "described")
+        model = open_model(ImageCaptioner, checkpoint, device)
         assert model.preprocess is not None
         rows: list[dict[str, Any]] = []
         problems: list[dict[str, str]] = []
@@ -79,34 +79,6 @@ def main(
         print_captions(rows)
     if problems:
         raise typer.Exit(1)
-
-
-def drawing_paths(explain: Path, paths: list[Path]) -> dict[Path, Path]:
-    """The file to draw each picture's words into: the one that is named, or one for each within the folder.
-
-    Raises:
-        ValueError: a file is named for several pictures, or one that no picture can be written to, or a picture
-            that is to be described.
-    """
-    from visattn.cli.pictures import check_output
-
-    distinct = list(dict.fromkeys(paths))
-    if explain.is_dir() or not explain.suffix:
-        drawings = {}
-        count: Counter[str] = Counter()
-        for path in distinct:
-            count[path.stem] += 1
-            again = "" if count[path.stem] == 1 else f"-{count[path.stem]}"
-            drawings[path] = explain / f"{path.stem}-words{again}.png"
-    else:
-        check_output("--explain", explain)
-        if len(distinct) > 1:
-            raise ValueError(f"--explain {explain}: a file shows one picture; for {len(distinct)} name a folder")
-        drawings = dict.fromkeys(distinct, explain)
-    for drawing in drawings.values():
-        if any(drawing.resolve() == path.resolve() for path in distinct):
-            raise ValueError(f"--explain {explain}: {drawing} is a picture to be described; choose another name")
-    return drawings
 
 
 def draw(model: ImageCaptioner, path: Path, image: Tensor, caption: Caption, output: Path) -> None:

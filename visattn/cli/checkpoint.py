@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from visattn.heads import ImageCaptioner, ImageClassifier, VisualQuestionAnswerer
+    Model = TypeVar("Model", bound=nn.Module)
 
-Kind = Literal["classification", "captioning", "question_answering"]
-default_weights: dict[Kind, str] = {
+
+default_weights = {  # by the name of a kind: what is taken where none are named
     "classification": "local_hybrid_tiny_cifar10",
     "captioning": "flickr8k_captioner",
 }
-_sources = (
-    "a model folder, a run's .ckpt, an id on the Hugging Face hub, {}or a name of `visattn models --pretrained`. "
-    "Default: {}, or the only weights shipped."
-)
 
-CheckpointOption = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        "-c",
-        metavar="SOURCE",
-        show_default=False,
-        help=_sources.format("a weights file (with --architecture), ", default_weights["classification"]),
-    ),
-]
-CaptionerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        "-c",
-        metavar="SOURCE",
-        show_default=False,
-        help=_sources.format("", default_weights["captioning"]),
-    ),
-]
-AnswererOption = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        "-c",
-        metavar="SOURCE",
-        show_default=False,
-        help="a model folder, a run's .ckpt or an id on the Hugging Face hub",
-    ),
-]
+
+class Kind(NamedTuple):
+    """What the models of a class are for.
+
+    Attributes:
+        name: as `shipped_weights` knows it.
+        lack: what is wrong with other models where such a one is wanted.
+        use: what such a model is, and how to go on with it.
+    """
+
+    name: str
+    lack: str
+    use: str
+
+
+kinds = {
+    "ImageClassifier": Kind("classification", "has no classes", "it is a classifier: visattn classify, visattn attend"),
+    "ImageCaptioner": Kind("captioning", "writes no captions", "it is a captioner: visattn caption, visattn demo"),
+    "VisualQuestionAnswerer": Kind("question_answering", "answers no questions", "it answers questions: visattn ask"),
+    "ObjectDetector": Kind("detection", "finds no objects", "it finds objects: visattn detect"),
+}
+
+
+def checkpoint_option(model: str, bare_weights: bool = False) -> Any:
+    """The option of a command that needs a model of this class."""
+    sources = "a model folder, a run's .ckpt, an id on the Hugging Face hub"
+    sources += ", a weights file (with --architecture)" if bare_weights else ""
+    default = default_weights.get(kinds[model].name)
+    first = "" if default is None else f"{default}, or "
+    help = f"{sources}, or a name of `visattn models --pretrained`. Default: {first}the only weights shipped."
+    return typer.Option("--checkpoint", "-c", metavar="SOURCE", show_default=False, help=help)
+
+
+CheckpointOption = Annotated[str | None, checkpoint_option("ImageClassifier", bare_weights=True)]
+CaptionerOption = Annotated[str | None, checkpoint_option("ImageCaptioner")]
+AnswererOption = Annotated[str | None, checkpoint_option("VisualQuestionAnswerer")]
+DetectorOption = Annotated[str | None, checkpoint_option("ObjectDetector")]
 ArchitectureOption = Annotated[
     str | None,
     typer.Option(
@@ -62,80 +66,56 @@ ArchitectureOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto")]
 
 
-def open_classifier(checkpoint: str | None, architecture: str | None, device: str) -> ImageClassifier:
-    """The classifier on its device, in eval mode, with a `preprocess`.
+def open_model(expected: type[Model], checkpoint: str | None, device: str, architecture: str | None = None) -> Model:
+    """The model on its device, in eval mode, with a `preprocess`.
+
+    Args:
+        expected: its class, one of `kinds`.
+        checkpoint: where its weights are; None: those that are shipped for this kind.
+        device: see `open_device`.
+        architecture: of a bare weights file.
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: nothing is chosen where there is a choice, the source doesn't fit or is no classifier, or there is
-            no such device.
+        ValueError: nothing is chosen where there is a choice, the source doesn't fit or is a model of another kind, or
+            there is no such device.
     """
-    from visattn.heads import ImageClassifier
-
-    model, source = open_model(checkpoint, architecture, device, "classification")
-    if not isinstance(model, ImageClassifier):
-        raise ValueError(f"{source}: has no classes, {what_it_does(model)}")
-    return model
-
-
-def open_captioner(checkpoint: str | None, device: str) -> ImageCaptioner:
-    """The captioner on its device, in eval mode, with a `preprocess`.
-
-    Raises:
-        As `open_classifier`.
-    """
-    from visattn.heads import ImageCaptioner
-
-    model, source = open_model(checkpoint, None, device, "captioning")
-    if not isinstance(model, ImageCaptioner):
-        raise ValueError(f"{source}: writes no captions, {what_it_does(model)}")
-    return model
-
-
-def open_question_answerer(checkpoint: str | None, device: str) -> VisualQuestionAnswerer:
-    """The model that answers questions on its device, in eval mode, with a `preprocess`.
-
-    Raises:
-        As `open_classifier`.
-    """
-    from visattn.heads import VisualQuestionAnswerer
-
-    model, source = open_model(checkpoint, None, device, "question_answering")
-    if not isinstance(model, VisualQuestionAnswerer):
-        raise ValueError(f"{source}: answers no questions, {what_it_does(model)}")
-    return model
-
-
-def what_it_does(model: Any) -> str:
-    """How to go on with a model of another kind."""
-    return {
-        "ImageClassifier": "it is a classifier: visattn classify, visattn attend",
-        "ImageCaptioner": "it is a captioner: visattn caption, visattn demo",
-        "VisualQuestionAnswerer": "it answers questions: visattn ask",
-    }.get(type(model).__name__, f"it is a {type(model).__name__}, for visattn.load_pretrained")
-
-
-def open_model(checkpoint: str | None, architecture: str | None, device: str, kind: Kind) -> tuple[Any, str]:
-    """The model of the checkpoint, or of the shipped weights of this kind where none is named, and its source."""
     from visattn import load_pretrained
     from visattn.checkpoints import shipped_weights
 
+    kind = kinds[expected.__name__]
     place = open_device(device)
-    source = checkpoint if checkpoint is not None else default_of(kind, list(shipped_weights(kind)))
+    source = checkpoint if checkpoint is not None else default_of(kind.name, list(shipped_weights(kind.name)))
     model = load_pretrained(source, architecture).to(place)
+    if not isinstance(model, expected):
+        other = type(model).__name__
+        use = kinds[other].use if other in kinds else f"it is a {other}, for visattn.load_pretrained"
+        raise ValueError(f"{source}: {kind.lack}, {use}")
+    prepare(model, source)
+    return model
+
+
+def prepare(model: Any, source: str) -> None:
+    """Gives a model that doesn't know how pictures are prepared the usual way.
+
+    Raises:
+        ValueError: it reads no pictures of three colours.
+    """
     channels = model.backbone.arguments.get("in_channels", 3)
     if channels != 3:
         raise ValueError(f"{source}: reads images of {channels} channels, and pictures have 3")
-    if model.preprocess is None:
-        from visattn.cli.errors import report_warning
-        from visattn.data import Preprocess
+    if model.preprocess is not None:
+        return
+    from visattn.cli.errors import report_warning
+    from visattn.data import Preprocess
+    from visattn.data.detection_preprocess import DetectionPreprocess
 
-        report_warning(f"{source} doesn't say how pictures are prepared for it; they are as for ImageNet")
-        model.preprocess = Preprocess(model.backbone.image_size)
-    return model, source
+    report_warning(f"{source} doesn't say how pictures are prepared for it; they are as for ImageNet")
+    detects = type(model).__name__ == "ObjectDetector"
+    model.preprocess = DetectionPreprocess() if detects else Preprocess(model.backbone.image_size)
 
 
-def default_of(kind: Kind, shipped: list[str]) -> str:
+def default_of(kind: str, shipped: list[str]) -> str:
     """The weights to take where none are named.
 
     Args:

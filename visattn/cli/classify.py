@@ -37,13 +37,14 @@ def main(
 
         visattn classify cat.jpg -c google/vit-base-patch16-224 --json
     """
-    from visattn.cli.checkpoint import open_classifier
+    from visattn.cli.checkpoint import open_model
     from visattn.cli.errors import errors_as_messages, report_error
     from visattn.cli.pictures import in_order_of, picture_paths
+    from visattn.heads import ImageClassifier
 
     with errors_as_messages():
         paths = picture_paths(images)
-        model = open_classifier(checkpoint, architecture, device)
+        model = open_model(ImageClassifier, checkpoint, device, architecture)
         if model.head is None:
             raise ValueError(f"{checkpoint} has no classifier; visattn attend --method rollout needs none")
         rows, problems = classify(model, paths, batch_size, top)

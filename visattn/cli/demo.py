@@ -58,12 +58,13 @@ def main(
 
         visattn demo -c outputs/RUN/model --port 8000 --no-browser
     """
-    from visattn.cli.checkpoint import open_captioner
+    from visattn.cli.checkpoint import open_model
     from visattn.cli.errors import errors_as_messages
+    from visattn.heads import ImageCaptioner
 
     with errors_as_messages():
         check_extra()
-        page = build_page(open_captioner(checkpoint, device), beams, max_words)
+        page = build_page(open_model(ImageCaptioner, checkpoint, device), beams, max_words)
         url = serve(page, host, port, open_browser=not no_browser)
         print(f"{url} (stop with Ctrl-C)", flush=True)
         page.block_thread()

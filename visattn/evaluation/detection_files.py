@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
+import numpy as np
 from pycocotools import mask as run_lengths
 
 
@@ -81,7 +81,7 @@ def check_instances(ground_truth: Any, masks: bool, origin: str) -> Truth:
             if crowd not in (0, 1):
                 raise DetectionFileError(f'"iscrowd" is {shown(crowd)}, neither 0 nor 1')
             area = entry["area"] if entry.get("area") is not None else area_of(entry, shape, images)
-            if not is_finite(area) or area < 0:
+            if not are_finite(area) or area < 0:
                 raise DetectionFileError(f'"area" is {shown(area)}, no finite number from 0')
         except DetectionFileError as error:
             raise DetectionFileError(f"id {number}: {error}") from None
@@ -117,13 +117,14 @@ def check_results(results: Any, truth: Truth, masks: bool, origin: str) -> list[
 
     def result(entry: dict[str, Any]) -> None:
         shape = outline(entry, images, categories, masks)
-        score = entry.get("score")
-        if not is_finite(score):
-            raise DetectionFileError(
-                f'"score" is {shown(score)}, no finite number' if "score" in entry else missing("score")
-            )
+        if "score" not in entry:
+            raise DetectionFileError(missing("score"))
+        score = entry["score"]
+        if not are_finite(score):
+            raise DetectionFileError(f'"score" is {shown(score)}, no finite number')
         area = float(run_lengths.area(shape["segmentation"])) if masks else shape["bbox"][2] * shape["bbox"][3]
-        found.append({"id": len(found) + 1, "iscrowd": 0, "score": float(score), "area": area} | shape)
+        shape.update(id=len(found) + 1, iscrowd=0, score=float(score), area=area)
+        found.append(shape)
 
     each(results, result, origin)
     return found
@@ -144,7 +145,7 @@ def new_id(entry: dict[str, Any], before: dict[int, dict[str, Any]]) -> int:
     if "id" not in entry:
         raise DetectionFileError(missing("id"))
     number = entry["id"]
-    if isinstance(number, bool) or not isinstance(number, Integral):
+    if isinstance(number, bool) or not isinstance(number, int | np.integer):
         raise DetectionFileError(f'"id" is {shown(number)}, no whole number')
     if number in before:
         raise DetectionFileError(f'"id" {number} is that of an entry before')
@@ -159,17 +160,19 @@ def outline(
         if name not in entry:
             raise DetectionFileError(missing(name))
         number = entry[name]
-        if isinstance(number, list | dict) or number not in known:
+        if number.__hash__ is None or number not in known:
             raise DetectionFileError(
                 f'"{name}" is {shown(number)}, the id of none of the {len(known)} {many} of the annotations'
             )
     image = images[entry["image_id"]]
-    ids = {"image_id": image["id"], "category_id": categories[entry["category_id"]]["id"]}
+    shape: dict[str, Any] = {"image_id": image["id"], "category_id": categories[entry["category_id"]]["id"]}
     if masks:
-        return ids | {"segmentation": compressed(entry, image)}
-    if "bbox" not in entry and entry.get("segmentation"):
-        return ids | {"bbox": run_lengths.toBbox(compressed(entry, image)).tolist()}
-    return ids | {"bbox": box_of(entry)}
+        shape["segmentation"] = compressed(entry, image)
+    elif "bbox" not in entry and entry.get("segmentation"):
+        shape["bbox"] = run_lengths.toBbox(compressed(entry, image)).tolist()
+    else:
+        shape["bbox"] = box_of(entry)
+    return shape
 
 
 def box_of(entry: dict[str, Any]) -> list[float]:
@@ -177,7 +180,7 @@ def box_of(entry: dict[str, Any]) -> list[float]:
     if "bbox" not in entry:
         raise DetectionFileError(missing("bbox"))
     box = entry["bbox"]
-    if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(is_finite, box)):
+    if not isinstance(box, list | tuple) or len(box) != 4 or not are_finite(*box):
         raise DetectionFileError(f'"bbox" is {shown(box)}, not four finite numbers [x, y, width, height]')
     if box[2] < 0 or box[3] < 0:
         raise DetectionFileError(f'"bbox" is {shown(box)}; width and height must be 0 or more')
@@ -226,8 +229,11 @@ def list_of(content: Any, name: str, origin: str) -> list:
     return content[name]
 
 
-def is_finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, Real) and math.isfinite(value)
+def are_finite(*values: Any) -> bool:
+    try:
+        return all(map(math.isfinite, values))
+    except (TypeError, OverflowError):  # no numbers, or too large ones
+        return False
 
 
 def missing(name: str) -> str:

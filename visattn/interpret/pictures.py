@@ -120,15 +120,26 @@ def word_figure(
         raise ValueError(f"{len(words)} words with {len(attention)} maps in {columns} columns")
     picture = enlarge(image.convert("RGB"), 240)
     panels = [picture, *(draw_attention(picture, values) for values in attention)]
+    return panel_figure(panels, ["", *words], title, columns)
+
+
+def panel_figure(
+    panels: Sequence[Image.Image], labels: Sequence[str], title: str, columns: int | None = None
+) -> Image.Image:
+    """Pictures of one size in rows, a label above each and a title above all.
+
+    Args:
+        columns: panels in a row; None is at most 6, in rows of about equal length.
+    """
     rows = -(-len(panels) // (columns or 6))
     columns = columns or -(-len(panels) // rows)
-    width, height = picture.width / 100, picture.height / 100  # inches at 100 pixels each
+    width, height = panels[0].width / 100, panels[0].height / 100  # inches at 100 pixels each
     gap, margin, above = 0.12, 0.2, 0.32
     lines = textwrap.wrap(printable(title), max(int(columns * (width + gap) / 0.105), 20))
     head = 0.24 * len(lines)
     total = (columns * (width + gap) - gap + 2 * margin, head + rows * (height + above) + 2 * margin)
     figure = Figure(figsize=total, dpi=150, facecolor="white")
-    for index, (label, panel) in enumerate(zip(["", *words], panels, strict=True)):
+    for index, (label, panel) in enumerate(zip(labels, panels, strict=True)):
         row, column = divmod(index, columns)
         left, bottom = margin + column * (width + gap), total[1] - margin - head - (row + 1) * (height + above)
         axis = figure.add_axes((left / total[0], bottom / total[1], width / total[0], height / total[1]))
