@@ -7,10 +7,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torchvision.ops import box_convert
 
 from tests.checkpoints.test_published_preprocess import picture
 from visattn.checkpoints import CheckpointError, load_pretrained, save_pretrained
+from visattn.checkpoints.rt_detr import renamed_weights
 from visattn.heads import ObjectDetector
+from visattn.interpret import object_attention
 
 small = {
     "num_labels": 7,
@@ -202,3 +205,40 @@ def test_missing_weights_are_named(folder, tmp_path):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(CheckpointError, match=r"missing: head\.decoder\.query_position\.2\.bias"):
         load_pretrained(tmp_path)
+
+
+def test_the_loss_and_its_gradients_are_those_of_transformers(tmp_path):
+    original = original_of("without denoising")
+    original.save_pretrained(tmp_path)
+    model, images = load_pretrained(tmp_path).double(), pixels(64, 96).double()
+    original.double()
+    boxes = torch.tensor([[0.5, 0.5, 0.8, 0.9], [0.4, 0.5, 0.7, 0.8], [0.6, 0.4, 0.7, 0.7]])
+    labels = torch.tensor([1, 4, 6])
+    groups = (slice(0, 2), slice(2, 3))
+    expected = original(
+        pixel_values=images, labels=[{"class_labels": labels[one], "boxes": boxes[one].double()} for one in groups]
+    )
+    corners = box_convert(boxes, "cxcywh", "xyxy") * torch.tensor([96, 64] * 2)  # in pixels
+    targets = [{"labels": labels[one], "boxes": corners[one]} for one in groups]
+    model.head.training = model.head.decoder.training = True  # for the losses of all layers; norms stay as they are
+    padding = torch.zeros(2, 64, 96, dtype=torch.bool)
+    losses = model.head.loss(model.features(images).maps, padding, torch.tensor([[64, 96]] * 2), targets)
+    for ours, theirs in (("class", "loss_vfl"), ("l1", "loss_bbox"), ("giou", "loss_giou")):
+        torch.testing.assert_close(losses[ours].double(), expected.loss_dict[theirs].double(), rtol=1e-5, atol=0)
+    total = sum(losses.values())
+    torch.testing.assert_close(total.double(), expected.loss.double(), rtol=1e-5, atol=0)
+    total.backward()
+    expected.loss.backward()
+    gradients = renamed_weights({name: parameter.grad for name, parameter in original.named_parameters()}, 3)
+    assert gradients.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        tolerance = 1e-5 * gradients[name].abs().max().item() + 1e-9
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=tolerance)
+
+
+def test_its_objects_are_explained(folder):
+    model = load_pretrained(folder)
+    found = object_attention(model, picture(50, 80), threshold=0.5)
+    assert len(found) > 3
+    assert all(one.attention.shape == (64, 96) and one.attention.max() == 1 for one in found)
+    assert not torch.equal(found[0].attention, found[-1].attention)
