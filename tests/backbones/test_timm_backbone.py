@@ -186,3 +186,15 @@ def test_what_timm_cannot_build_is_named(arguments, message):
 def test_a_configuration_can_fetch_no_weights(option):
     with pytest.raises(ValueError, match=f"option {next(iter(option))} of timm.create_model is not for a backbone"):
         TimmBackbone("test_resnet", **option)
+
+
+def test_frozen_norms_keep_their_statistics_in_training():
+    backbone = TimmBackbone("test_resnet", 64, frozen_norms=True).train()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    backbone(torch.randn(2, 3, 64, 64)).pooled.sum().backward()
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name in before if before[name].ndim == 4}
+    again = TimmBackbone(**backbone.arguments)
+    assert not any(norm.training for norm in again.train().batch_norms())
+    assert all(norm.training for norm in TimmBackbone("test_resnet", 64).batch_norms())

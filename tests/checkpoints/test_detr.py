@@ -204,6 +204,14 @@ def test_other_weights_under_the_name_of_the_original_are_refused(original, tmp_
         load_pretrained(tmp_path / "weights.safetensors", "detr_resnet50")
 
 
+def test_a_part_of_the_original_is_refused_by_what_it_lacks(coco_original, tmp_path):
+    weights = original_layout(coco_original.state_dict())
+    del weights["transformer.encoder.layers.0.linear1.weight"]
+    torch.save(weights, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match=r"without its weight 'head\.encoder\.0\.mlp\.fc1\.weight'"):
+        load_pretrained(tmp_path / "part.pth")
+
+
 def test_panoptic_models_are_refused_by_name(tmp_path):
     detr(timm_network(), DetrForSegmentation).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"panoptic segmentation.*bbox_attention\.k"):

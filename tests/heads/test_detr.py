@@ -169,8 +169,10 @@ def test_the_arguments_build_the_same_head(kind):
 
 
 @pytest.mark.parametrize("kind", heads)
-def test_widths_that_waves_or_heads_do_not_divide_are_errors(kind):
+def test_sizes_that_make_no_head_are_errors(kind):
     with pytest.raises(ValueError, match="dim 26 must be a multiple of 4"):
         kind(channels, strides, 11, **small | {"dim": 26})
+    with pytest.raises(ValueError, match="decoder_depth 0 and num_queries 7 must be at least 1"):
+        kind(channels, strides, 11, **small | {"decoder_depth": 0})
     with pytest.raises(ValueError, match="5 heads don't divide 24 channels"):
         kind(channels, strides, 11, **small | {"num_heads": 5})

@@ -108,11 +108,11 @@ def head_arguments(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     Raises:
         CheckpointError: encoder and decoder differ, or positions are learned.
     """
-    for option in ("attention_heads", "ffn_dim"):
-        here, there = config.get(f"encoder_{option}"), config.get(f"decoder_{option}")
+    for option, usual in (("attention_heads", 8), ("ffn_dim", 2048)):
+        here, there = config.get(f"encoder_{option}", usual), config.get(f"decoder_{option}", usual)
         if here != there:
             raise CheckpointError(
-                f"{origin}: encoder_{option} {here} and decoder_{option} {there} differ, in no known one"
+                f"{origin}: encoder_{option} {here} and decoder_{option} {there} differ, which has no counterpart"
             )
     positions = config.get("position_embedding_type", "sine")
     if positions != "sine":
@@ -149,7 +149,7 @@ def build_original(weights: Mapping[str, Tensor], origin: str, architecture: str
     refuse_masks(weights, origin)
     if not is_original(weights):
         raise CheckpointError(f"{origin}: holds no weights of the original DETR, such as query_embed.weight")
-    options = {"output_stride": 16} if (architecture or "").endswith("dc5") else {}
+    options: dict[str, Any] = {"output_stride": 16} if (architecture or "").endswith("dc5") else {}
     name = "resnet101" if "backbone.0.body.layer3.22.conv1.weight" in weights else "resnet50"
     backbone = TimmBackbone(name, 800, frozen_norms=True, **options)
     renamed = transformers.rename(weights, _original_names, nothing)
@@ -158,17 +158,11 @@ def build_original(weights: Mapping[str, Tensor], origin: str, architecture: str
         dim = tensor.shape[0] // 3
         renamed[joint.replace("joint", "query")] = tensor[:dim]
         renamed[joint.replace("joint", "key_value")] = tensor[dim:]
-    queries, dim = renamed["head.query_embedding.weight"].shape
-    head = DetrHead(
-        backbone.channels,
-        backbone.strides,
-        classes_of(renamed, origin) - 1,
-        dim=dim,
-        encoder_depth=depth_of(renamed, "encoder"),
-        decoder_depth=depth_of(renamed, "decoder"),
-        feedforward_dim=renamed["head.encoder.0.mlp.fc1.weight"].shape[0],
-        num_queries=queries,
-    )
+    try:
+        sizes = original_sizes(renamed)
+    except KeyError as error:
+        raise CheckpointError(f"{origin}: is a DETR without its weight {error}") from error
+    head = DetrHead(backbone.channels, backbone.strides, classes_of(renamed, origin) - 1, **sizes)
     # The transform of the authors' datasets/coco.py, on PIL's images.
     transform = {"size": 800, "max_size": 1333, "image_processor_type": "DetrImageProcessorPil"}
     model = assemble(backbone, head, renamed, {"preprocessor": transform}, origin)
@@ -201,9 +195,20 @@ def classes_of(renamed: Mapping[str, Tensor], origin: str) -> int:
     return renamed["head.class_head.weight"].shape[0]
 
 
-def depth_of(renamed: Mapping[str, Tensor], part: str) -> int:
-    """The number of blocks of encoder or decoder."""
-    return 1 + max(int(name.split(".")[2]) for name in renamed if re.match(rf"head\.{part}\.\d", name))
+def original_sizes(renamed: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of the head that its weights tell, under our names."""
+    depths = {
+        part: len({name.split(".")[2] for name in renamed if name.startswith(f"head.{part}.")})
+        for part in ("encoder", "decoder")
+    }
+    num_queries, dim = renamed["head.query_embedding.weight"].shape
+    return {
+        "dim": dim,
+        "encoder_depth": depths["encoder"],
+        "decoder_depth": depths["decoder"],
+        "feedforward_dim": renamed["head.encoder.0.mlp.fc1.weight"].shape[0],
+        "num_queries": num_queries,
+    }
 
 
 def coco_names() -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class ConditionalDetrHead(nn.Module):
         arguments: all but the first three as plain data.
 
     Raises:
-        ValueError: dim is no multiple of 4, or num_heads doesn't divide it.
+        ValueError: dim is no multiple of 4, num_heads doesn't divide it, or there is no query or no decoder block.
 
     Source: section 3.
     """
@@ -71,6 +71,8 @@ class ConditionalDetrHead(nn.Module):
         super().__init__()
         if dim % 4:
             raise ValueError(f"dim {dim} must be a multiple of 4: sine and cosine of rows and of columns")
+        if min(decoder_depth, num_queries) < 1:
+            raise ValueError(f"decoder_depth {decoder_depth} and num_queries {num_queries} must be at least 1")
         self.arguments: dict[str, Any] = {
             name: value for name, value in arguments.items() if name not in ("channels", "strides", "num_classes")
         }
@@ -105,8 +107,8 @@ class ConditionalDetrHead(nn.Module):
         for part in (*self.encoder, *self.decoder, self.reference_head, self.place_scale):
             initialize_block(part)
         nn.init.constant_(self.class_head.bias, -math.log(99))
-        nn.init.zeros_(self.box_head[-1].weight)
-        nn.init.zeros_(self.box_head[-1].bias)
+        for parameter in self.box_head[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: Sequence[Tensor], padding: Tensor, sizes: Tensor) -> DetectionOutput:
         """What each query says.

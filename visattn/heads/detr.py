@@ -43,7 +43,7 @@ class DetrHead(nn.Module):
         arguments: all but the first three as plain data.
 
     Raises:
-        ValueError: dim is no multiple of 4, or num_heads doesn't divide it.
+        ValueError: dim is no multiple of 4, num_heads doesn't divide it, or there is no query or no decoder block.
 
     Source: section 3.2 and appendix A.3, A.4.
     """
@@ -72,6 +72,8 @@ class DetrHead(nn.Module):
         super().__init__()
         if dim % 4:
             raise ValueError(f"dim {dim} must be a multiple of 4: sine and cosine of rows and of columns")
+        if min(decoder_depth, num_queries) < 1:
+            raise ValueError(f"decoder_depth {decoder_depth} and num_queries {num_queries} must be at least 1")
         self.arguments: dict[str, Any] = {
             name: value for name, value in arguments.items() if name not in ("channels", "strides", "num_classes")
         }
