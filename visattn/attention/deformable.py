@@ -199,7 +199,7 @@ def products_at(gradient: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 
     An operator of its own, since torch.compile doesn't know the sparse matrices by which CPUs are fast.
     """
-    if gradient.device.type != "cpu":
+    if gradient.device.type != "cpu" or rows.shape[1] > len(table):  # the sparse product takes no fuller rows
         return torch.einsum("sd,snd->sn", gradient, table[rows])
     sums, n = rows.shape
     exact = torch.promote_types(gradient.dtype, torch.float32)
