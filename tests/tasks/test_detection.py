@@ -261,6 +261,26 @@ def test_a_detector_whose_classes_have_other_names_is_not_taken_for_these(data, 
         detection(data, pretrained=str(tmp_path / "model"), new_head=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_a_detector_of_more_classes_is_tested_by_the_names_of_the_datas(data, tmp_path):
+    backbone = small_backbone()
+    names = ("N/A", "cross", "dog", "triangle", "square", "circle")
+    model = ObjectDetector(backbone, heads["fcos"](backbone.channels, backbone.strides, 6, min_score=0.0), names)
+    model.preprocess = data.preprocess
+    save_pretrained(model, tmp_path / "model")
+    task = detection(data, pretrained=str(tmp_path / "model"), new_head=False)
+    assert task.model.classes == names
+    trainer(tmp_path).test(task, datamodule=data, verbose=False)
+    images, targets, _ = data.examples(4)
+    with torch.no_grad():
+        found = model.eval().predict(images)
+    for one, target in zip(found, targets, strict=True):
+        expected = [names[label] for label in one.labels.tolist() if names[label] in data.classes]
+        results = task.results[int(target["image_id"])]
+        assert [data.classes[data.category_ids.index(entry["category_id"])] for entry in results] == expected
+        assert 0 < len(expected) < len(one.labels)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -37,7 +37,8 @@ class ObjectDetection(BackboneTask):
         pretrained: a source of `visattn.load_pretrained` to start from: a detector, whose preprocessing the data then
             use, with all its weights but those that are about its classes if the data have others; or a classifier,
             whose backbone gets a new head.
-        new_head: allow the latter, and other classes.
+        new_head: allow the latter, and other classes; without it, a detector that finds more classes than the data have
+            is tested by those.
         head: makes a head for the channels and strides of the backbone's maps and a number of classes.
         optimizer: "adamw", or "muon" for the inner layers of the backbone.
         learning_rate: the peak of the schedule.
@@ -112,8 +113,11 @@ class ObjectDetection(BackboneTask):
         self.max_detections, self.threshold, self.scorer = max_detections, threshold, scorer
         start = start_from(str(pretrained), data, new_head) if backbone is None else backbone
         self.model = new_detector(start, data, head) if isinstance(start, Backbone) else start
-        self.model.classes, self.model.category_ids = tuple(data.classes), tuple(data.category_ids)
+        if self.model.num_classes == data.num_classes:
+            self.model.classes = self.model.classes or tuple(data.classes)
+            self.model.category_ids = self.model.category_ids or tuple(data.category_ids)
         self.model.preprocess = data.preprocess
+        self.data_labels = torch.tensor(labels_of_data(self.model, data))  # (classes of the model,)
         self.kinds = ("bbox", "segm") if isinstance(self.model.head, MaskRcnnHead) else ("bbox",)
         if "segm" in self.kinds and not data.has_masks:
             raise ValueError("the head learns masks and the data have none: choose another one, task/head=faster_rcnn")
@@ -194,11 +198,20 @@ class ObjectDetection(BackboneTask):
         for detections, size, target, place in zip(found, images.sizes.tolist(), targets, index.tolist(), strict=True):
             if place < 0:  # only fills up the batch
                 continue
-            in_file = detections.resized(size, target["orig_size"].tolist())
+            in_file = self.as_of_data(detections).resized(size, target["orig_size"].tolist())
             image_id = int(target["image_id"])
             self.results[image_id] = coco_results(in_file, image_id, self.data.category_ids)
             if place in shown:
                 self.examples[place] = (in_file.above(self.threshold), truth_in_file(target, size))
+
+    def as_of_data(self, found: Detections) -> Detections:
+        """Detections with the labels that the data have for their classes; those of other classes are left out."""
+        labels = self.data_labels.to(found.labels.device)[found.labels]
+        kept = labels >= 0
+        if kept.all():
+            return found._replace(labels=labels)
+        masks = None if found.masks is None else found.masks[kept]
+        return Detections(found.boxes[kept], found.scores[kept], labels[kept], masks)
 
     def score(self, prefix: str) -> None:
         """Gathers the results of all processes and logs what they are worth."""
@@ -261,19 +274,23 @@ def start_from(source: str, data: DetectionData, new_head: bool) -> ObjectDetect
             raise ValueError(f"{source}: is no detector but a {type(model).__name__}; there is nothing to test")
         return classifier_backbone(source, data.image_size)
     data.preprocess = model.preprocess or data.preprocess
-    if knows_classes(model, data):
+    same_number = model.num_classes == data.num_classes
+    if new_head:
+        is_fit = same_number and model.classes in (None, tuple(data.classes))
+        return model if is_fit else with_other_classes(model, data.num_classes)
+    if same_number if model.classes is None else set(data.classes) <= set(model.classes):
         return model
-    if not new_head:
-        raise ValueError(
-            f"{source}: finds {model.num_classes} classes, {str(model.classes or 'without names')[:80]}, and the data "
-            f"have {data.num_classes}, {str(tuple(data.classes))[:80]}; there is nothing to test"
-        )
-    return with_other_classes(model, data.num_classes)
+    raise ValueError(
+        f"{source}: finds {model.num_classes} classes, {str(model.classes or 'without names')[:80]}, and the data "
+        f"have {data.num_classes}, {str(tuple(data.classes))[:80]}; there is nothing to test"
+    )
 
 
-def knows_classes(model: ObjectDetector, data: DetectionData) -> bool:
-    """Whether the labels of the model mean what those of the data mean, as far as it can tell."""
-    return model.num_classes == data.num_classes and model.classes in (None, tuple(data.classes))
+def labels_of_data(model: ObjectDetector, data: DetectionData) -> list[int]:
+    """What the data call each class of the model, by its name; -1 for those that they don't have."""
+    assert model.classes is not None
+    places = {name: label for label, name in enumerate(data.classes)}
+    return [places.get(name, -1) for name in model.classes]
 
 
 def with_other_classes(model: ObjectDetector, num_classes: int) -> ObjectDetector:
