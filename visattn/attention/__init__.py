@@ -37,6 +37,7 @@ from visattn.attention.neighborhood import (
     neighborhood_attention_weights,
     neighborhood_keys,
 )
+from visattn.attention.neighborhood_axes import neighborhood_attention_1d, neighborhood_attention_3d
 from visattn.attention.pooled import PooledAttention, pooled_attention
 from visattn.attention.pooling import AdditiveAttentionPooling, HierarchicalAttentionPooling
 from visattn.attention.ring import RingAttention, gather_tokens, ring_attention, tokens_here
@@ -76,6 +77,8 @@ __all__ = [
     "linformer_attention",
     "nearest_neighbor_edges",
     "neighborhood_attention",
+    "neighborhood_attention_1d",
+    "neighborhood_attention_3d",
     "neighborhood_attention_weights",
     "neighborhood_keys",
     "nystrom_attention",

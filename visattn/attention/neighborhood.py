@@ -60,27 +60,55 @@ def neighborhood_attention(
         raise ValueError("global_key and global_value belong together; give both or none")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     query, key = query.to(value.dtype), key.to(value.dtype)
-    has_globals = global_key is not None and global_key.shape[1] > 0
-    if dilation == (1, 1) and not has_globals and not torch.compiler.is_compiling() and dense_is_faster(query):
+    if global_key is not None and global_value is not None and global_key.shape[1]:
+        parts = normalized_attention(query, key, value, kernel_size, dilation, scale, bias, dropout)
+        return join_globals(query, *parts, global_key, global_value, scale, dropout)
+    if dilation == (1, 1) and not torch.compiler.is_compiling() and dense_is_faster(query):
         return attend_densely(query, key, value, kernel_size, scale, bias, dropout)
+    attend_undilated = undilated(query, key, value, kernel_size, scale, bias, dropout, normalize=False)
+    return over_dilation_groups(attend_undilated, query, key, value, dilation)
+
+
+def normalized_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: tuple[int, int],
+    dilation: tuple[int, int],
+    scale: float,
+    bias: Tensor | None,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """The output of `neighborhood_attention`, and what it takes to join it with attention to other keys.
+
+    Returns:
+        (batch, height, width, heads, head_dim), and log of the sum of exp(score) (batch, height, width, heads).
+    """
+    attend_undilated = undilated(query, key, value, kernel_size, scale, bias, dropout, normalize=True)
+    joint = over_dilation_groups(attend_undilated, query, key, value, dilation)
+    return joint[..., :-1], joint[..., -1]
+
+
+def undilated(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: tuple[int, int],
+    scale: float,
+    bias: Tensor | None,
+    dropout: float,
+    *,
+    normalize: bool,
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Attention of any part of these maps as one map; its log normalizer is a last channel if `normalize`."""
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     seed = torch.randint(2**62, ()) if dropout else None
 
     def attend_undilated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output, _, log_normalizer = attend(
-            query, key, value, bias, kernel_size, scale, dropout, seed, keep, has_globals
-        )
-        return torch.cat([output, log_normalizer], dim=-1) if has_globals else output
+        output, _, log_normalizer = attend(query, key, value, bias, kernel_size, scale, dropout, seed, keep, normalize)
+        return torch.cat([output, log_normalizer], dim=-1) if normalize else output
 
-    if dilation == (1, 1):
-        output = attend_undilated(query, key, value)
-    else:
-        output = over_dilation_groups(attend_undilated, query, key, value, dilation)
-    if not has_globals:
-        return output
-    assert global_key is not None
-    assert global_value is not None
-    return join_globals(query, output[..., :-1], output[..., -1], global_key, global_value, scale, dropout)
+    return attend_undilated
 
 
 def join_globals(
@@ -151,6 +179,8 @@ def over_dilation_groups(
     Where the dilation doesn't divide the map, the first groups have a row or column more than the others; groups of the
     same size become images of one batch.
     """
+    if dilation == (1, 1):
+        return attend_undilated(query, key, value)
     down, right = dilation
     _, height, width, _, _ = query.shape
     padding = (0, 0, 0, 0, 0, -width % right, 0, -height % down)
