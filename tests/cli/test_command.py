@@ -25,7 +25,9 @@ def test_help_needs_neither_torch_nor_time():
     assert min(times) < 0.5
 
 
-@pytest.mark.parametrize("command", ["models", "classify", "caption", "detect", "attend", "demo", "score-captions", "score-detections"])
+@pytest.mark.parametrize(
+    "command", ["models", "classify", "caption", "detect", "attend", "demo", "score-captions", "score-detections"]
+)
 def test_every_command_has_help(command, run):
     code, output, _ = run(command, "--help")
     assert code == 0

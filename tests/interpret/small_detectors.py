@@ -4,10 +4,10 @@ import torch
 
 from visattn.backbones import VisionTransformer
 from visattn.data.detection_preprocess import DetectionPreprocess
-from visattn.heads import DeformableDetrHead, DetrHead, FcosHead, MaskRcnnHead, ObjectDetector
+from visattn.heads import DeformableDetrHead, DetrHead, FcosHead, MaskRcnnHead, ObjectDetector, RtDetrHead
 
 classes = ("ant", "bee", "cat", "dog", "eel")
-set_kinds = ("detr", "deformable")
+set_kinds = ("detr", "deformable", "rt_detr")
 kinds = (*set_kinds, "dense")
 
 
@@ -21,6 +21,11 @@ def detector_of(kind):
         sizes = {"dim": 24, "num_heads": 3, "encoder_depth": 1, "decoder_depth": 2, "hidden_dim": 32, "points": 2}
         head = DeformableDetrHead(
             backbone.channels, backbone.strides, len(classes), levels=(3, 4, 5), num_queries=13, **sizes
+        )
+    elif kind == "rt_detr":
+        sizes = {"encoder_dim": 24, "encoder_heads": 3, "encoder_hidden_dim": 32, "dim": 24, "num_heads": 3}
+        head = RtDetrHead(
+            backbone.channels, backbone.strides, len(classes), num_queries=13, depth=2, hidden_dim=32, **sizes
         )
     elif kind == "masks":
         sizes = {"out_channels": 16, "hidden": 24, "mask_channels": 16, "mask_convolutions": 1, "proposals": 20}

@@ -69,7 +69,7 @@ def weights_rows(pattern: str) -> list[dict[str, Any]]:
         folder = shipped_weights()[name]
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = config.get("kind", "classification")
-        if kind != "classification":
+        if kind in ("captioning", "question_answering"):
             config["tokenizer"] = read_tokenizer(folder)
         with torch.device("meta"):  # what the weights are made for; an encoder of another package needn't be there
             model = build_model(config, str(folder))

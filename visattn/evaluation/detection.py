@@ -213,7 +213,7 @@ def evaluate(
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Keeps Python from looking for garbage among hundreds of thousands of new entries, which takes half of the time."""
+    """Keeps Python from looking for garbage among a great many new entries, which takes half of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -249,7 +249,8 @@ def by_pycocotools(truth: Truth, found: list[dict[str, Any]], kind: str) -> tupl
         evaluation = COCOeval(*sides, kind)
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval["precision"], evaluation.eval["recall"]
+    measured: Any = evaluation.eval
+    return measured["precision"], measured["recall"]
 
 
 def by_hotcoco(truth: Truth, found: list[dict[str, Any]], kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -266,7 +267,8 @@ def by_hotcoco(truth: Truth, found: list[dict[str, Any]], kind: str) -> tuple[np
     evaluation = hotcoco.COCOeval(known, known.loadRes(found), kind)
     evaluation.evaluate()
     evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+    measured: Any = evaluation.eval
+    return np.asarray(measured["precision"]), np.asarray(measured["recall"])
 
 
 def summary(truth: Truth, precision: np.ndarray, recall: np.ndarray) -> KindScores:

@@ -16,7 +16,7 @@ from visattn.heads import DetectionOutput, Detections, ObjectDetector
 from visattn.interpret.detection_pictures import class_color, class_name, draw_box, draw_detections
 from visattn.interpret.pictures import draw_attention, enlarge, panel_figure
 from visattn.interpret.record import record_attention
-from visattn.interpret.relevance import evaluating, grid_of, to_image
+from visattn.interpret.relevance import evaluating, grid_of
 
 
 class ObjectAttention(NamedTuple):
@@ -62,7 +62,7 @@ def object_attention(
     if not looking:
         raise ValueError(
             f"a {type(model.head).__name__} has no decoder that looks for objects, and so nothing to explain; "
-            "DetrHead and DeformableDetrHead have"
+            "heads that predict a set have, such as DetrHead"
         )
     with evaluating(model), torch.inference_mode(), record_attention(model, modules=looking[-1:]) as recorded:
         batch, sizes = model.prepare(image)
@@ -117,8 +117,12 @@ def over_image(share: Tensor, grids: Sequence[tuple[int, int]], padded: Sequence
     ):
         cells = part.unflatten(1, (height, width))[:, None] * (height * width / (finest[0] * finest[1]))
         total += functional.interpolate(cells, finest, mode="bilinear", align_corners=False)[:, 0]
-    maps = to_image(total.flatten(1), finest, padded)  # (n, padded height, padded width)
-    return maps[:, : size[0], : size[1]]
+    whole = functional.interpolate(total[:, None], tuple(padded), mode="bilinear", align_corners=False)[:, 0]
+    maps = whole[:, : size[0], : size[1]]
+    if not len(maps):
+        return maps
+    lowest, highest = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - lowest) / (highest - lowest).clamp(min=1e-12)
 
 
 def object_figure(
