@@ -16,7 +16,7 @@ from tests.checkpoints.published_detectors import (
     sizes,
     timm_network,
 )
-from visattn.checkpoints import CheckpointError, load_pretrained
+from visattn.checkpoints import CheckpointError, load_pretrained, save_pretrained
 from visattn.heads import DetrHead, ObjectDetector
 from visattn.interpret import record_attention
 
@@ -257,3 +257,14 @@ def test_the_head_comes_with_its_arguments(model):
     assert model.head.arguments["num_queries"] == 11
     again = DetrHead(model.backbone.channels, model.backbone.strides, 5, **model.head.arguments)
     assert again.state_dict().keys() == model.head.state_dict().keys()
+
+
+@torch.no_grad()
+def test_it_comes_back_from_our_own_format(model, tmp_path):
+    save_pretrained(model, tmp_path)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.classes == model.classes
+    assert loaded.preprocess.arguments == model.preprocess.arguments
+    images, padding, _ = batch((64, 96), (77, 53))
+    assert torch.equal(loaded(images, padding).boxes, model(images, padding).boxes)
+    assert loaded.backbone.frozen_norms
