@@ -31,6 +31,7 @@ from visattn.attention.low_rank import (
     linformer_attention,
     nystrom_attention,
 )
+from visattn.attention.mixed import MixedAttention
 from visattn.attention.neighborhood import (
     NeighborhoodAttention,
     neighborhood_attention,
@@ -54,6 +55,7 @@ __all__ = [
     "KeyValueCache",
     "LinearAttention",
     "LinformerAttention",
+    "MixedAttention",
     "MultiHeadAttention",
     "NeighborhoodAttention",
     "NystromAttention",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from visattn.attention import (
     GridAttention,
     LinearAttention,
     LinformerAttention,
+    MixedAttention,
     MultiHeadAttention,
     NeighborhoodAttention,
     NystromAttention,
@@ -47,16 +48,34 @@ def choose_attention(
     chosen: Mapping[str, Mapping[str, Any]] | None,
     *,
     dropout: float = 0.0,
+    kernel_size: int = 7,
+    dilation: int = 1,
     **options: Any,
-) -> partial[nn.Module]:
+) -> Callable[[], nn.Module]:
     """What makes an attention module.
 
     Args:
-        kind: one of `attention_kinds`.
+        kind: one of `attention_kinds`, or several joined by "+", which share the heads evenly, see `MixedAttention`.
         grid: (height, width) of the map that the network is made for.
         chosen: keywords of kinds by their name.
-        dropout, **options: of all kinds that have them.
+        kernel_size, dilation: of "local".
+        dropout: of all kinds whose weights can be dropped.
+        **options: of all kinds.
+
+    Raises:
+        ValueError: several kinds can't share the heads evenly.
     """
+    if "+" in kind:
+        names = kind.split("+")
+        if num_heads % len(names):
+            raise ValueError(f"{num_heads} heads can't be shared evenly by {len(names)} kinds of attention, {kind}")
+        options |= {"dropout": dropout, "kernel_size": kernel_size, "dilation": dilation}
+        options.setdefault("head_dim", dim // num_heads)
+        parts = [choose_attention(name, dim, num_heads // len(names), grid, chosen, **options) for name in names]
+        mixing = dict((chosen or {}).get(kind, {}))
+        return lambda: MixedAttention(dim, [make() for make in parts], **mixing)
+    if kind == "local":
+        options |= {"kernel_size": kernel_size, "dilation": dilation}
     if kind == "linformer":
         options["grid"] = grid
     if kind not in kinds_without_weights:
@@ -73,13 +92,14 @@ def check_pattern(
         ValueError: it is empty, names an unknown kind, meets prefix tokens that a kind has no place for, or there are
             options of a kind that isn't in it.
     """
-    unknown = sorted(set(pattern) - attention_kinds.keys())
+    single = [name for kind in pattern for name in kind.split("+")]
+    unknown = sorted(set(single) - attention_kinds.keys())
     if unknown or not pattern:
         raise ValueError(f"attention {tuple(pattern)} is no pattern of {', '.join(attention_kinds)}")
-    unused = sorted(set(chosen or ()) - set(pattern))
+    unused = sorted(set(chosen or ()) - {*single, *pattern})
     if unused:
         raise ValueError(f"attention_options of {', '.join(unused)}, which is not in attention {tuple(pattern)}")
-    of_maps = [kind for kind in pattern if kind in kinds_of_maps]
+    of_maps = [kind for kind in single if kind in kinds_of_maps]
     if of_maps and num_prefix_tokens:
         raise ValueError(
             f"{of_maps[0]} attention has no place for {num_prefix_tokens} class, distillation or register tokens: set "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ class FoldableConvolution(nn.Module):
     """A module of parallel convolutions with batch norms, whose sum one convolution can compute.
 
     It may do so in evaluation, while no gradients are recorded. The kernel is kept as long as the parameters stay the
-    same, and is no part of the module's state.
+    same, and is no part of the module's state. What changes them behind autograd's back, in `parameter.data`, shows
+    from the next call of `eval` on.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,10 @@ class FoldableConvolution(nn.Module):
             self.kernel, self.versions = sum_of_kernels([branch.fold() for branch in branches]), versions
         convolution = branches[0].convolution
         return functional.conv2d(features, *self.kernel, convolution.stride, convolution.padding)
+
+    def train(self, mode: bool = True) -> Self:
+        self.kernel = None
+        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.kernel = None  # another device or precision doesn't count as another version

@@ -87,9 +87,7 @@ class LocalHybrid(Backbone):
             blocks = nn.ModuleList()
             for index in range(sum(depths[:stage]), sum(depths[: stage + 1])):
                 kind = attention[index % len(attention)]
-                options: dict[str, Any] = {"dropout": attention_dropout}
-                if kind == "local":
-                    options["kernel_size"] = kernels[stage]
+                options: dict[str, Any] = {"dropout": attention_dropout, "kernel_size": kernels[stage]}
                 make_attention = choose_attention(kind, dim, heads, grid, attention_options, **options)
                 blocks.append(HybridBlock(dim, convolutions, make_attention, rates[index]))
             self.stages.append(blocks)

@@ -29,7 +29,7 @@ class VisionTransformer(Backbone):
         num_heads: attention heads in every block.
         attention: the kind of each block, repeated over the depth: ("local", "local", "local", "global"). Kinds are
             "global", "local" (neighborhood attention), "window", "grid", "axial", "pooled", "linear", "performer",
-            "linformer" and "nystrom", see `visattn.attention`.
+            "linformer" and "nystrom", see `visattn.attention`; "local+linear" gives half of the heads to each.
         attention_options: keywords of kinds by their name: {"window": {"window_size": 4}}.
         kernel_size: side in tokens of the neighborhood of local blocks; a sequence is repeated over the depth.
         dilation: of the neighborhood; a sequence is repeated over the depth.
@@ -128,13 +128,15 @@ class VisionTransformer(Backbone):
         self.pre_norm = parts.new_norm() if pre_norm else None
 
         def attention_of(index: int) -> Callable[[], nn.Module]:
-            kind = attention[index % len(attention)]
-            options: dict[str, Any] = {"qkv_bias": qkv_bias, "projection_bias": projection_bias}
-            if kind == "local":
-                options |= {"kernel_size": repeated(kernel_size, index), "dilation": repeated(dilation, index)}
-            options["dropout"] = attention_dropout
+            options: dict[str, Any] = {
+                "qkv_bias": qkv_bias,
+                "projection_bias": projection_bias,
+                "dropout": attention_dropout,
+            }
             if token_parallel:
                 return partial(RingAttention, dim, num_heads, **options)
+            options |= {"kernel_size": repeated(kernel_size, index), "dilation": repeated(dilation, index)}
+            kind = attention[index % len(attention)]
             return choose_attention(kind, dim, num_heads, self.grid, attention_options, **options)
 
         self.blocks = nn.ModuleList(
