@@ -16,6 +16,7 @@ from visattn.backbones import LocalHybrid, VisionTransformer, vit_base, vit_loca
 from visattn.backbones.attention_kinds import attention_kinds
 from visattn.backbones.embedding import PatchEmbedding, resample_positions
 from visattn.backbones.layers import drop_path, drop_path_rates
+from visattn.checkpoints import load_pretrained, save_pretrained
 from visattn.heads import ImageClassifier
 from visattn.interpret import record_attention
 
@@ -191,6 +192,19 @@ def test_class_and_register_tokens_are_part_of_local_attention():
     assert ((local > 0).sum(dim=-1)[:, :, 3:] == 3 + 9).all()
     with pytest.raises(ValueError, match="window attention has no place for 3"):
         VisionTransformer(32, 4, 12, 2, 2, attention=("window",), num_registers=2)
+
+
+def test_a_linformer_fitted_to_another_size_computes_what_it_did_there_before(tmp_path):
+    torch.manual_seed(0)
+    backbone = VisionTransformer(
+        16, 4, 12, 1, 2, attention=("linformer",), class_token=False, pooling="average", position="none"
+    )
+    model = ImageClassifier(backbone, 5).eval()
+    save_pretrained(model, tmp_path)
+    images = torch.randn(2, 3, 24, 32)
+    fitted = load_pretrained(tmp_path, image_size=(24, 32))
+    assert fitted.backbone.blocks[0].attention.key_mixture.shape == (64, 6, 8)
+    torch.testing.assert_close(fitted(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 def test_options_of_a_kind_that_no_block_has_are_an_error():

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import torch
 
+from visattn.attention.low_rank import mixture_on
 from visattn.backbones import SwinTransformer, VisionTransformer
 from visattn.backbones.embedding import resample_positions
-from visattn.checkpoints.native import Model, load_strictly
-from visattn.heads import ImageClassifier
+from visattn.checkpoints.native import load_strictly
+from visattn.heads import ImageCaptioner, ImageClassifier, VisualQuestionAnswerer
 from visattn.heads.captioner import grid_of
 
 
 @torch.no_grad()
-def fit_image_size(model: Model, image_size: tuple[int, int]) -> None:
+def fit_image_size(
+    model: ImageClassifier | ImageCaptioner | VisualQuestionAnswerer, image_size: tuple[int, int]
+) -> None:
     """Makes the model one for `image_size` (height, width) in pixels, with the same weights.
 
     Learned position embeddings are resampled bicubically. Windows that grow or shrink with the image have their tables
-    of relative positions resampled likewise; all other backbones need no change of weights. The positions that an
-    encoder behind the backbone adds to its tokens are resampled bicubically, too.
+    of relative positions resampled likewise, and Linformer's mixtures are those of the larger map; all other weights
+    stay. The positions that an encoder behind the backbone adds to its tokens are resampled bicubically, too.
     """
     backbone = model.backbone
     resized = type(backbone)(**backbone.arguments | {"image_size": image_size})
@@ -33,6 +36,10 @@ def fit_image_size(model: Model, image_size: tuple[int, int]) -> None:
                 weights[name] = torch.nn.functional.interpolate(
                     weights[name][None].float(), expected.shape[1:], mode="bicubic", align_corners=False
                 )[0].to(weights[name].dtype)
+    for name, expected in resized.state_dict().items():
+        if name.endswith(("key_mixture", "value_mixture")) and weights[name].shape != expected.shape:
+            grid = (expected.shape[1], expected.shape[2])
+            weights[name] = mixture_on(weights[name], grid).unflatten(1, grid)
     load_strictly(resized, weights, f"fitting the positions to {image_size[0]}x{image_size[1]} pixels")
     model.backbone = resized
     if not isinstance(model, ImageClassifier) and model.encoder is not None:
