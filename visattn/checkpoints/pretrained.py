@@ -121,9 +121,12 @@ def load_pretrained(
         raise ValueError(
             f"{source}: the model is of class {type(model).__name__}, and {expected.__name__} is wanted here"
         )
-    if size is not None and isinstance(model, ObjectDetector):
-        raise ValueError(f"{source}: a detector takes images of any size; say how large by setting model.preprocess")
-    if size is not None and size != model.backbone.image_size:
+    if isinstance(model, ObjectDetector):
+        if size is not None:
+            raise ValueError(
+                f"{source}: a detector takes images of any size; say how large by setting model.preprocess"
+            )
+    elif size is not None and size != model.backbone.image_size:
         fit_image_size(model, size)
     if not isinstance(model, ImageClassifier):
         if num_classes is not None:
