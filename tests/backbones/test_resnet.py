@@ -39,7 +39,7 @@ def test_folded_norms_give_the_same(bottleneck, frozen):
     with torch.no_grad():
         folded = backbone(images)
     for one, other in zip(folded.maps, expected.maps, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_changed_weights_are_folded_anew():
@@ -60,6 +60,9 @@ def test_changed_weights_are_folded_anew():
     conv.load_state_dict(disturbed(ConvNorm(5, 7, 3), seed=1).state_dict())
     assert not torch.allclose(second, check())
     conv.norm.running_mean = torch.full((7,), 3.0)
+    check()
+    conv.convolution.weight.data *= 2.0
+    conv.eval()
     check()
     check_copy = copy.deepcopy(conv).double()
     expected = check_copy(features.double())
