@@ -187,6 +187,7 @@ def test_it_comes_back_from_our_own_format(folder, tmp_path):
         ({"backbone_config": None}, "backbone_config"),
         ({"d_model": 30}, "30"),
         ({"decoder_layers": 2}, "unexpected"),
+        ({"decoder_layers": 4}, "missing"),
     ],
 )
 def test_what_is_not_supported_is_said(folder, tmp_path, change, message):
@@ -195,7 +196,7 @@ def test_what_is_not_supported_is_said(folder, tmp_path, change, message):
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=message) as error:
         load_pretrained(tmp_path)
-    assert str(tmp_path) in str(error.value)
+    assert str(error.value).count(str(tmp_path)) == 1
 
 
 def test_missing_weights_are_named(folder, tmp_path):
@@ -229,7 +230,7 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(tmp_path):
     torch.testing.assert_close(total.double(), expected.loss.double(), rtol=1e-5, atol=0)
     total.backward()
     expected.loss.backward()
-    gradients = renamed_weights({name: parameter.grad for name, parameter in original.named_parameters()}, 3)
+    gradients = renamed_weights({name: parameter.grad for name, parameter in original.named_parameters()})
     assert gradients.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         tolerance = 1e-5 * gradients[name].abs().max().item() + 1e-9

@@ -98,33 +98,29 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
     if "model.enc_score_head.weight" not in weights:
         raise CheckpointError(f"{origin}: holds no classifier of queries, model.enc_score_head.weight")
     refuse_unknown(config, _fixed, "an RT-DETR", origin)
-    depth = config.get("decoder_layers", 6)
-    renamed = renamed_weights(weights, depth)
+    renamed = renamed_weights(weights)
     num_classes = renamed["head.selection.class_head.weight"].shape[0]
     try:
         backbone = resnet(config, origin)
         head = RtDetrHead(backbone.channels, backbone.strides, num_classes, **head_arguments(config, origin))
+    except CheckpointError:
+        raise
     except (IndexError, ValueError) as error:
         raise CheckpointError(f"{origin}: {error}") from error
     # Behind the labels stands one more row, for places without an object.
     if "head.label_embedding.weight" in renamed:
         renamed["head.label_embedding.weight"] = renamed["head.label_embedding.weight"][:num_classes]
-    if head.label_embedding is None:
-        renamed.pop("head.label_embedding.weight", None)
     published = {"do_normalize": False, "size": {"height": 640, "width": 640}} | config.get("preprocessor", {})
     return assemble(backbone, head, renamed, dict(config) | {"preprocessor": published}, origin)
 
 
-def renamed_weights(weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+def renamed_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' weights under our names; query, key and value become one matrix.
 
-    The decoder's heads stand in a file under one name or two, and where all layers share them only for the first.
+    The decoder's classifiers and boxes stand in a file under one name or under two.
     """
     renamed = transformers.rename(weights, _names, _unused)
     transformers.join(renamed, (".attention.query.", ".attention.key.", ".attention.value."), ".attention.qkv.")
-    for name in [name for name in renamed if re.match(r"head\.decoder\.(class|box)_heads\.0\.", name)]:
-        for layer in range(1, depth):
-            renamed.setdefault(name.replace("_heads.0.", f"_heads.{layer}."), renamed[name])
     return renamed
 
 
