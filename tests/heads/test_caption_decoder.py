@@ -158,11 +158,12 @@ def test_weights_lie_in_memory_as_few_rows_like_it_and_stay_so():
     for one in (decoder, copy.deepcopy(decoder), other):
         layers = [module for module in one.blocks.modules() if isinstance(module, torch.nn.Linear)]
         assert all(layer.weight.t().is_contiguous() for layer in layers)
-    optimizer = torch.optim.AdamW(other.parameters(), fused=True)
+    # A great epsilon, since the gradient of the key bias is nothing but rounding.
+    optimizer = torch.optim.AdamW(other.parameters(), eps=1e-3, fused=True)
     contiguous = copy.deepcopy(other)
     for parameter in contiguous.parameters():
         parameter.data = parameter.data.contiguous()
-    again = torch.optim.AdamW(contiguous.parameters(), fused=True)
+    again = torch.optim.AdamW(contiguous.parameters(), eps=1e-3, fused=True)
     memory, token_ids, _ = inputs(False)
     for one, steps in ((other, optimizer), (contiguous, again)):
         for _ in range(2):
