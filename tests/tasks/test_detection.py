@@ -106,6 +106,7 @@ class TestRun:
                 assert float(run.callback_metrics[f"test/{prefixes[kind]}{name}"]) == pytest.approx(value, abs=1e-6)
             for one in numbers.per_class:
                 assert float(run.callback_metrics[f"test/{prefixes[kind]}AP/{one.name}"]) == pytest.approx(one.AP)
+                assert float(run.callback_metrics[f"test/{prefixes[kind]}AP50/{one.name}"]) == pytest.approx(one.AP50)
 
         model = visattn.load_pretrained(tmp_path / "model")
         assert model.classes == data.classes

@@ -354,7 +354,9 @@ def named_numbers(kind: str, scores: KindScores, every: bool) -> dict[str, float
     if not every:
         return {name: scores.numbers[name.removeprefix(prefix)] for name in metric_names(kind)}
     numbers = {f"{prefix}{name}": value for name, value in scores.numbers.items()}
-    return numbers | {f"{prefix}AP/{one.name}": one.AP for one in scores.per_class}
+    for one in scores.per_class:
+        numbers |= {f"{prefix}AP/{one.name}": one.AP, f"{prefix}AP50/{one.name}": one.AP50}
+    return numbers
 
 
 _prefixes = {"bbox": "", "segm": "mask_"}
