@@ -193,22 +193,29 @@ class DeformableDetrHead(nn.Module):
             found.insert(0, proposals)
         losses |= self.set_loss(DetectionOutput(*found[-1], tuple(found[:-1])), objects)
         if isinstance(self.queries, MixedQueries) and self.denoising:
-            losses["denoising"] = self.denoising_loss(layers, noisy, objects)
+            number = objects_per_process(objects)  # asked of all processes, also where one has no objects
+            losses["denoising"] = self.denoising_loss(layers, noisy, objects, number)
         return losses
 
     def denoising_loss(
-        self, layers: Sequence[tuple[Tensor, Tensor]], noisy: DenoisingQueries | None, objects: SetTargets
+        self,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        noisy: DenoisingQueries | None,
+        objects: SetTargets,
+        number: Tensor,
     ) -> Tensor:
-        """How badly the layers restore the disturbed objects, which are the first queries."""
+        """How badly the layers restore the disturbed objects, which are the first queries.
+
+        Args:
+            number: (), of objects, what the sums are divided by for each group.
+        """
         if noisy is None:  # the process waits for a gradient of each parameter where several train together
             return 0.0 * self.queries.get_parameter("labels.weight").sum()
         known = noisy.labels.shape[1]
         logits = torch.stack([logits[:, :known] for logits, _ in layers])  # (layers, B, D, classes)
         boxes = torch.stack([boxes[:, :known] for _, boxes in layers])
         assignment = noisy.assignment.expand(len(layers), -1, -1)
-        return self.set_loss.assigned(
-            logits, boxes, assignment, objects, objects_per_process(objects) * noisy.groups
-        ).sum()
+        return self.set_loss.assigned(logits, boxes, assignment, objects, number * noisy.groups).sum()
 
     @torch.no_grad()
     def predict(
