@@ -1,8 +1,13 @@
 """Deformable DETR: queries of every kind on the maps of any backbone, padding, denoising, and that it learns."""
 
+from datetime import timedelta
+
 import pytest
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
+from tests.heads.test_set_loss import free_port
 from visattn.heads import DeformableDetrHead
 from visattn.heads.deformable_queries import InputProjection, inverse_sigmoid
 from visattn.heads.padded_maps import image_part, map_padding, map_positions, waves
@@ -243,3 +248,28 @@ def test_inverse_sigmoid_is_finite_at_the_ends():
     parts = torch.tensor([0.0, 0.3, 1.0])
     assert inverse_sigmoid(parts).isfinite().all()
     torch.testing.assert_close(inverse_sigmoid(parts).sigmoid(), parts, atol=1e-4, rtol=0)
+
+
+def train_in_two_processes(rank, port, folder):
+    distributed.init_process_group("gloo", f"tcp://localhost:{port}", rank=rank, world_size=2, timeout=timedelta(0, 60))
+    head = DistributedDataParallel(LossOnly(head_of().train()))
+    counts = (0, 0) if rank else (3, 1)
+    sum(head(*inputs(), targets_of(*counts)).values()).backward()
+    torch.save([parameter.grad for parameter in head.parameters()], folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+class LossOnly(torch.nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, *arguments):
+        return self.head.loss(*arguments)
+
+
+def test_processes_train_together_also_where_one_has_no_objects(tmp_path):
+    torch.multiprocessing.spawn(train_in_two_processes, (free_port(), tmp_path), nprocs=2)
+    gradients, others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(gradients, others, strict=True))
+    assert any(one.any() for one in gradients)
