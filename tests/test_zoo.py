@@ -63,7 +63,7 @@ def test_pretrained_weights_refuse_another_architecture():
 
 
 def test_shipped_weights_load_by_the_name_of_their_model():
-    assert visattn.list_models(pretrained=True) == ["flickr8k_captioner", "local_hybrid_tiny_cifar10"]
+    assert visattn.list_models(pretrained=True) == ["bccd_fcos", "flickr8k_captioner", "local_hybrid_tiny_cifar10"]
     model = visattn.create_model("local_hybrid_tiny", pretrained=True)
     assert model.classes is not None
     assert set(model.classes) >= {"airplane", "cat", "truck"}

@@ -14,7 +14,7 @@ def shipped_weights(kind: str | None = None) -> dict[str, Path]:
     """The folders of the shipped weights by name.
 
     Args:
-        kind: "classification" or "captioning"; None: all.
+        kind: "classification", "captioning" or "detection"; None: all.
     """
     paths = [path for folder in _asset_folders for path in folder.glob("*/config.json")]
     kinds = {path: json.loads(path.read_text(encoding="utf-8")).get("kind", "classification") for path in paths}

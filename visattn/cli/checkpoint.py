@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 default_weights = {  # by the name of a kind: what is taken where none are named
     "classification": "local_hybrid_tiny_cifar10",
     "captioning": "flickr8k_captioner",
+    "detection": "bccd_fcos",
 }
 
 
