@@ -53,6 +53,7 @@ def save_original(folder, encoder, **options):
 @pytest.fixture(scope="module", params=encoders)
 def published(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
+    torch.manual_seed(1)  # some captions of all three end, some don't
     return folder, *save_original(folder, request.param)
 
 
