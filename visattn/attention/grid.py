@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visattn.attention.dot_product import dot_product_attention
-from visattn.attention.local import LocalAttention
+from visattn.attention.local import LocalAttention, relative_bias
 from visattn.attention.projected import pair
 
 
@@ -72,14 +72,6 @@ def from_groups(groups: Tensor, grid: tuple[int, int], size: tuple[int, int], st
     cells = groups.unflatten(2, size).unflatten(0, (-1, *steps))  # (batch, *steps, heads, *size, head_dim)
     cells = cells.permute(0, 4, 1, 5, 2, 3, 6).flatten(3, 4).flatten(1, 2)
     return cells[:, : grid[0], : grid[1]]
-
-
-def relative_bias(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """A table (heads, 2 * size[0] - 1, 2 * size[1] - 1) as what is added to scores (heads, queries, keys)."""
-    rows, columns = (torch.arange(side, device=table.device) for side in size)
-    down = rows[:, None] - rows + size[0] - 1  # (high, high)
-    right = columns[:, None] - columns + size[1] - 1  # (wide, wide)
-    return table[:, down[:, None, :, None], right[None, :, None, :]].flatten(3, 4).flatten(1, 2)
 
 
 def grid_keys(height: int, width: int, grid_size: int | Sequence[int]) -> Tensor:

@@ -79,3 +79,11 @@ class LocalAttention(ProjectedAttention):
             return None
         top, left = (table.shape[1] + 1) // 2 - extent[0], (table.shape[2] + 1) // 2 - extent[1]
         return table[:, top : table.shape[1] - top, left : table.shape[2] - left]
+
+
+def relative_bias(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """A table (heads, 2 * size[0] - 1, 2 * size[1] - 1) as what is added to scores (heads, queries, keys)."""
+    rows, columns = (torch.arange(side, device=table.device) for side in size)
+    down = rows[:, None] - rows + size[0] - 1  # (high, high)
+    right = columns[:, None] - columns + size[1] - 1  # (wide, wide)
+    return table[:, down[:, None, :, None], right[None, :, None, :]].flatten(3, 4).flatten(1, 2)

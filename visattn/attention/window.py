@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visattn.attention.dot_product import dot_product_attention
-from visattn.attention.local import LocalAttention
+from visattn.attention.local import LocalAttention, relative_bias
 from visattn.attention.projected import pair
 
 
@@ -142,10 +142,7 @@ def window_bias(
     (high, wide), device = window_size, query.device
     added = None
     if bias is not None:
-        rows = torch.arange(high, device=device)[:, None] - torch.arange(high, device=device) + high - 1
-        columns = torch.arange(wide, device=device)[:, None] - torch.arange(wide, device=device) + wide - 1
-        added = bias[:, rows[:, None, :, None], columns[None, :, None, :]]  # (heads, high, wide, high, wide)
-        added = added.flatten(3, 4).flatten(1, 2)[None].to(query.dtype)
+        added = relative_bias(bias, window_size)[None].to(query.dtype)
     rows_padded, columns_padded = grid[0] + -grid[0] % high, grid[1] + -grid[1] % wide
     if any(shift) or (rows_padded, columns_padded) != grid:
         region = axis_regions(grid[0], rows_padded, high, shift[0])[:, None] * 4

@@ -21,6 +21,7 @@ from visattn.attention import (
     performer_attention,
     pooled_attention,
 )
+from visattn.benchmark.attention import as_map, sequence, with_gradients
 from visattn.benchmark.measure import peak_memory, print_environment, time_alternatives
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (batch, heads, tokens, head_dim)
@@ -47,8 +48,7 @@ def main(
         kinds = alternatives(length, head_dim, min(features, length**2), device)
         if length**2 > quadratic:
             kinds = {name: kind for name, kind in kinds.items() if name not in ("softmax", "chunked")}
-        leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
-        both = {name: with_gradients(kind, leaves) for name, kind in kinds.items()}
+        both = {name: with_gradients(kind, (query, key, value)) for name, kind in kinds.items()}
         times = time_alternatives(both, seconds=seconds, warmup=1, turns=2)
         size = 3 * query.numel() * query.element_size()
         with torch.no_grad():
@@ -71,9 +71,8 @@ def alternatives(side: int, head_dim: int, features: int, device: str) -> dict[s
     mixture = torch.randn(features, side**2, device=device) / side
 
     def on_map(kind: Attention) -> Attention:
-        def attend(*sequences: Tensor) -> Tensor:
-            cells = [tensor.transpose(1, 2).unflatten(1, (side, side)) for tensor in sequences]
-            return kind(cells[0], cells[1], cells[2]).flatten(1, 2).transpose(1, 2)
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return sequence(kind(as_map(query, side), as_map(key, side), as_map(value, side)))
 
         return attend
 
@@ -88,13 +87,3 @@ def alternatives(side: int, head_dim: int, features: int, device: str) -> dict[s
         "linformer": lambda q, k, v: linformer_attention(q, k, v, mixture, mixture),
         "nystrom": lambda q, k, v: nystrom_attention(q, k, v, features),
     }
-
-
-def with_gradients(kind: Attention, leaves: list[Tensor]) -> Callable[[], object]:
-    """A function that computes the output and the gradients of query, key and value."""
-    gradient = torch.randn_like(leaves[0])
-
-    def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(kind(*leaves), leaves, gradient)
-
-    return run

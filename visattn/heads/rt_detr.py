@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 
 from visattn.backbones.conv_norm import ConvNorm
 from visattn.backbones.features import constructor_arguments
@@ -181,14 +180,7 @@ class RtDetrHead(nn.Module):
         self, maps: Sequence[Tensor], padding: Tensor, sizes: Tensor, *, max_detections: int = 100
     ) -> list[Detections]:
         """The surest pairs of a query and a class, in pixels of the batch's images."""
-        output = self(maps, padding, sizes)
-        scores = output.logits.sigmoid().flatten(1)  # (B, queries * classes)
-        scores, places = scores.topk(min(max_detections, scores.shape[1]), dim=1)
-        boxes = box_convert(output.boxes, "cxcywh", "xyxy") * sizes.flip(1).repeat(1, 2)[:, None]
-        return [
-            Detections(box[place // self.num_classes], score, place % self.num_classes)
-            for box, score, place in zip(boxes, scores, places, strict=True)
-        ]
+        return self(maps, padding, sizes).detections(sizes, max_detections)
 
     def encode(self, maps: Sequence[Tensor], padding: Tensor) -> Memory:
         """Maps of the backbone to what the decoder looks at."""
