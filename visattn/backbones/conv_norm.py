@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -10,7 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
-_activations: dict[str, Callable[..., Tensor]] = {"relu": functional.relu, "silu": functional.silu}
+
+def gelu(features: Tensor, inplace: bool = False, approximate: str = "none") -> Tensor:
+    """GELU, over its input if `inplace`."""
+    if inplace and not torch.compiler.is_compiling():
+        return torch.ops.aten.gelu_(features, approximate=approximate)
+    return functional.gelu(features, approximate=approximate)
+
+
+_activations: dict[str, Callable[..., Tensor]] = {
+    "relu": functional.relu,
+    "silu": functional.silu,
+    "gelu": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+}
 
 
 class FoldableConvolution(nn.Module):
@@ -38,7 +52,8 @@ class FoldableConvolution(nn.Module):
         if self.kernel is None or not lasting or versions != self.versions:
             self.kernel, self.versions = sum_of_kernels([branch.fold() for branch in branches]), versions
         convolution = branches[0].convolution
-        return functional.conv2d(features, *self.kernel, convolution.stride, convolution.padding)
+        options: dict[str, Any] = {"stride": convolution.stride, "padding": convolution.padding}
+        return functional.conv2d(features, *self.kernel, **options, groups=convolution.groups)
 
     def train(self, mode: bool = True) -> Self:
         self.kernel = None
@@ -50,17 +65,21 @@ class FoldableConvolution(nn.Module):
 
 
 class ConvNorm(FoldableConvolution):
-    """A convolution without bias, a batch norm and an activation: (B, in_channels, H, W) -> (B, out_channels, h, w).
+    """A convolution, a batch norm and an activation: (B, in_channels, H, W) -> (B, out_channels, h, w).
 
     Args:
         in_channels, out_channels: of the maps.
         kernel_size: side in cells, odd; borders are padded by half of it.
         stride: of the convolution.
-        activation: "relu", "silu" or "none".
+        activation: "relu", "silu", "gelu", "gelu_tanh" or "none".
         frozen: statistics and factors of the norm are constants, also in training.
+        groups: of channels that the convolution keeps apart; as many as channels make it a depthwise one.
+        bias: of the convolution, which some published networks have although the norm takes it away.
+        padding: "symmetric"; or "same", TensorFlow's, see `pad_same`.
+        norm_eps: epsilon of the norm.
 
     Raises:
-        ValueError: the activation is none of these.
+        ValueError: the activation or the padding is none of these.
     """
 
     def __init__(
@@ -72,29 +91,44 @@ class ConvNorm(FoldableConvolution):
         stride: int = 1,
         activation: str = "none",
         frozen: bool = False,
+        groups: int = 1,
+        bias: bool = False,
+        padding: str = "symmetric",
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        if padding not in ("symmetric", "same"):
+            raise ValueError(f"padding {padding!r} is unknown; choose symmetric or same")
         if activation != "none" and activation not in _activations:
             raise ValueError(f"activation {activation!r} is unknown; choose one of none, {', '.join(_activations)}")
-        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
-        self.norm: Any = FrozenBatchNorm2d(out_channels) if frozen else nn.BatchNorm2d(out_channels)
+        self.pads = padding == "same" and stride > 1  # at a stride of 1 both are the same
+        border = 0 if self.pads else kernel_size // 2
+        self.convolution = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, border, groups=groups, bias=bias
+        )
+        make_norm = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
+        self.norm: Any = make_norm(out_channels, eps=norm_eps)
         self.activation = activation
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.pads:
+            features = pad_same(features, self.convolution.kernel_size[0], self.convolution.stride[0])
         if self.runs_folded():
             return activate(self.convolve(features, [self]), self.activation)
         return activate(self.norm(self.convolution(features)), self.activation)
 
     def sources(self) -> list[Tensor]:
         """What the folded kernel is made of."""
-        norm = self.norm
-        return [self.convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        norm, bias = self.norm, self.convolution.bias
+        tensors = [self.convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        return tensors if bias is None else [*tensors, bias]
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """Kernel (out_channels, in_channels, k, k) and bias (out_channels,) of convolution and norm in one."""
         norm = self.norm
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # (out_channels,)
-        return self.convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        shift = norm.running_mean if self.convolution.bias is None else norm.running_mean - self.convolution.bias
+        return self.convolution.weight * scale[:, None, None, None], norm.bias - shift * scale
 
 
 def sum_of_kernels(kernels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -109,8 +143,16 @@ def sum_of_kernels(kernels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Te
     return weight.contiguous(memory_format=torch.channels_last), bias
 
 
+def pad_same(features: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """(B, C, H, W) with the zeros that TensorFlow's "SAME" adds: if their number is odd, more below and at the right."""
+    down, across = (
+        max((-(-side // stride) - 1) * stride + kernel_size - side, 0) for side in features.shape[-2:]
+    )  # of all that is added along each axis
+    return functional.pad(features, (across // 2, across - across // 2, down // 2, down - down // 2))
+
+
 def activate(features: Tensor, activation: str) -> Tensor:
-    """Applies "relu", "silu" or "none"; over its input where no gradients are recorded."""
+    """Applies an activation by name, or none by "none"; over its input where no gradients are recorded."""
     if activation == "none":
         return features
     return _activations[activation](features, inplace=not torch.is_grad_enabled())
