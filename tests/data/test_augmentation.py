@@ -91,6 +91,15 @@ def test_half_of_the_images_are_mirrored():
     assert torch.equal(Augmentation(10, flip=1.0).pixels(images, 0, range(600)), images.flip(3))
 
 
+def test_alternating_flips_show_both_sides_in_two_epochs():
+    images = pictures(1).expand(600, -1, -1, -1)
+    first, second, third = (Augmentation(10, flip="alternating").pixels(images, epoch, range(600)) for epoch in range(3))
+    mirrored = (first == images.flip(3)).flatten(1).all(1)
+    assert 250 < mirrored.sum() < 350
+    assert torch.equal(second, first.flip(3))
+    assert torch.equal(third, first)
+
+
 def test_erasing_greys_one_rectangle_of_the_published_size():
     images = torch.zeros(600, 3, 32, 32, dtype=torch.uint8)
     erased = (Augmentation(10, erasing=0.6).pixels(images, 0, range(600)) == 127).numpy()
@@ -154,7 +163,7 @@ def test_a_batch_with_ignored_images_is_not_mixed():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"flip": 1.5}, {"erasing": -0.1}, {"mix_probability": 2.0}, {"magnitude": 31}, {"mixup": -1.0}]
+    "wrong", [{"flip": 1.5}, {"flip": "sometimes"}, {"erasing": -0.1}, {"mix_probability": 2.0}, {"magnitude": 31}, {"mixup": -1.0}]
 )
 def test_numbers_out_of_range_are_an_error(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -39,6 +39,7 @@ class Backbone(nn.Module):
         num_features: width of `Features.pooled`.
         num_prefix_tokens: how many of `Features.tokens` belong to no place in the image.
         num_layers: depth as layer-wise learning-rate decay counts it: the embeddings and each block.
+        adaptation_images: how many training images `adapt` wants; 0 for most.
         preprocess: of the pictures that trained weights were trained on, to whose colours a task normalises its data;
             None for new weights.
     """
@@ -50,7 +51,15 @@ class Backbone(nn.Module):
     num_features: int
     num_prefix_tokens: int
     num_layers: int
+    adaptation_images: int = 0
     preprocess: Preprocess | None = None
+
+    def adapt(self, images: Tensor) -> None:
+        """Takes from training images (`adaptation_images`, channels, H, W) what gradients don't learn.
+
+        A task calls it once, before new weights are trained, where the number of images isn't 0.
+        """
+        raise NotImplementedError
 
     def layer_of(self, parameter_name: str) -> int:
         """The depth of a parameter: 0 for the embeddings, i for the i-th block, the last also for the final norm."""

@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from visattn.backbones.attention_kinds import check_pattern, choose_attention
 from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
@@ -29,17 +31,19 @@ class LocalHybrid(Backbone):
         attention: the kind of each block, repeated over the depth of the whole network, see `VisionTransformer`.
         attention_options: keywords of kinds by their name: {"window": {"window_size": 4}}.
         kernel_size: side in tokens of the neighborhood, of all stages or one for each.
-        stem_dim: channels at the full resolution of the image.
+        stem: "convolutions"; or "whitening", fixed filters of small patches of the training images, see
+            `WhitenedPatches`, with which networks learn in about half the epochs.
+        stem_dim: channels at the full resolution of the image; whitening has a number of its own.
         in_channels: of the images.
         attention_dropout: probability that an attention weight is dropped in training.
         drop_path: probability that a sample skips a branch of the last block in training; rises linearly from 0.
 
     Raises:
-        ValueError: dims, depths and num_heads differ in length, or patch_size is no power of two.
+        ValueError: dims, depths and num_heads differ in length, patch_size is no power of two, or the stem is unknown.
 
     Source: neighborhood attention and convolutional stages of NAT (Hassani et al. 2023,
         https://arxiv.org/abs/2204.07143); convolution, max pooling, batch norm and GELU in this order as in Jordan 2024
-        (https://arxiv.org/abs/2404.00498), residual branches as in He et al. 2016 (https://arxiv.org/abs/1512.03385).
+        (https://arxiv.org/abs/2404.00498), like kernels that begin as the identity; residual branches as in He et al. 2016 (https://arxiv.org/abs/1512.03385).
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class LocalHybrid(Backbone):
         attention: Sequence[str] = ("local",),
         attention_options: Mapping[str, Mapping[str, Any]] | None = None,
         kernel_size: int | Sequence[int] = 5,
+        stem: str = "convolutions",
         stem_dim: int = 32,
         in_channels: int = 3,
         attention_dropout: float = 0.0,
@@ -67,6 +72,8 @@ class LocalHybrid(Backbone):
             raise ValueError(f"dims {dims}, depths {depths}, num_heads {num_heads}, kernel_size {kernel_size} disagree")
         if patch_size < 2 or patch_size & (patch_size - 1):
             raise ValueError(f"patch_size {patch_size} doesn't fit a convolutional stem; choose a power of two from 2")
+        if stem not in ("convolutions", "whitening"):
+            raise ValueError(f"stem {stem!r} is unknown; choose convolutions or whitening")
         check_pattern(attention, attention_options)
         self.image_size = as_pair(image_size)
         self.channels = tuple(dims)
@@ -76,7 +83,13 @@ class LocalHybrid(Backbone):
         self.num_prefix_tokens = 0
         self.num_layers = sum(depths) + 1
 
-        self.stem = convolutions_to_stride(in_channels, stem_dim, patch_size // 2)
+        self.stem: nn.Module
+        if stem == "whitening":
+            self.stem = WhitenedPatches(in_channels, patch_size, patch_size // 2)
+            stem_dim = self.stem.out_channels
+            self.adaptation_images = 5000
+        else:
+            self.stem = convolutions_to_stride(in_channels, stem_dim, patch_size // 2)
         self.downsamples = nn.ModuleList(
             halving(narrow, wide) for narrow, wide in itertools.pairwise((stem_dim, *dims))
         )
@@ -93,6 +106,13 @@ class LocalHybrid(Backbone):
             self.stages.append(blocks)
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
         self.apply(initialize)
+        for downsample in self.downsamples:
+            kernel = downsample[0].weight
+            nn.init.dirac_(kernel.data[: kernel.shape[1]])
+
+    def adapt(self, images: Tensor) -> None:
+        assert isinstance(self.stem, WhitenedPatches)  # no other stem asks for images
+        self.stem.fit(images)
 
     def forward(self, images: Tensor) -> Features:
         """Images (B, channels, H, W) of any size to `Features`; the last map is normalised as `tokens` are."""
@@ -145,6 +165,53 @@ class HybridBlock(nn.Module):
 
     def drop(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop_path) if self.drop_path and self.training else branch
+
+
+class WhitenedPatches(nn.Module):
+    """Patches of images by filters whose outputs are uncorrelated: (B, C, H, W) to (B, 2 * C * patch_size^2, h, w).
+
+    The filters and their negatives, then GELU. They are no parameters: `fit` computes them from images; until then they
+    are those of images whose pixels are uncorrelated.
+
+    Args:
+        in_channels: C.
+        patch_size: side of a patch in pixels.
+        stride: pixels from patch to patch; the borders are repeated below and at the right, so h is ceil(H / stride).
+
+    Source: Jordan 2024 (https://arxiv.org/abs/2404.00498), section 3.2.
+    """
+
+    filters: Tensor
+
+    def __init__(self, in_channels: int, patch_size: int, stride: int) -> None:
+        super().__init__()
+        length = in_channels * patch_size**2
+        self.in_channels, self.patch_size, self.stride = in_channels, patch_size, stride
+        self.out_channels = 2 * length
+        self.register_buffer("filters", torch.empty(self.out_channels, in_channels, patch_size, patch_size))
+        self.set_filters(torch.eye(length))
+        self.bias = nn.Parameter(torch.zeros(self.out_channels))
+
+    def set_filters(self, rows: Tensor) -> None:
+        """Takes filters (C * patch_size^2, C * patch_size^2), one a row, and their negatives."""
+        self.filters.copy_(torch.cat([rows, -rows]).view_as(self.filters))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, epsilon: float = 5e-4) -> None:
+        """Takes the eigenvectors of the covariance of the patches of images (B, C, H, W), each over its deviation.
+
+        Args:
+            epsilon: added to the variances, so that what hardly varies isn't blown up.
+        """
+        patches = functional.unfold(images.double(), self.patch_size)  # (B, C * patch_size^2, places)
+        patches = patches.transpose(1, 2).flatten(0, 1)
+        variances, vectors = torch.linalg.eigh(patches.T.cov())
+        self.set_filters((vectors / (variances + epsilon).sqrt()).T)
+
+    def forward(self, images: Tensor) -> Tensor:
+        below, right = (self.patch_size - self.stride + -side % self.stride for side in images.shape[-2:])
+        images = functional.pad(images, (0, right, 0, below), mode="replicate")
+        return functional.gelu(functional.conv2d(images, self.filters.to(images.dtype), self.bias, self.stride))
 
 
 def convolution(narrow: int, wide: int, stride: int = 1) -> nn.Sequential:

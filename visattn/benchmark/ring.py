@@ -80,7 +80,7 @@ def vit_step(rank: int, count: int, image_size: int, patch_size: int, dim: int, 
     def work() -> float:
         loss = parallel(image).pooled.square().sum()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     return work
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ class Augmentation:
         num_classes: of mixed labels.
         seed: of all draws.
         crop_padding: pixels by which an image may shift in each direction; the border is reflected.
-        flip: probability of a horizontal flip.
+        flip: probability of a horizontal flip; or "alternating": half of the images in the first epoch, the others in
+            the next, and so on, so that two epochs show both sides of each (Jordan 2024,
+            https://arxiv.org/abs/2404.00498, section 3.6).
         randaugment: operations per image of RandAugment (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
         magnitude: of RandAugment, 0 to 30.
         erasing: probability that a rectangle is greyed (Zhong et al. 2020,
@@ -40,7 +43,7 @@ class Augmentation:
         seed: int = 0,
         *,
         crop_padding: int = 0,
-        flip: float = 0.0,
+        flip: float | Literal["alternating"] = 0.0,
         randaugment: int = 0,
         magnitude: int = 9,
         erasing: float = 0.0,
@@ -48,7 +51,10 @@ class Augmentation:
         cutmix: float = 0.0,
         mix_probability: float = 1.0,
     ) -> None:
-        for name, probability in (("flip", flip), ("erasing", erasing), ("mix_probability", mix_probability)):
+        if isinstance(flip, str) and flip != "alternating":
+            raise ValueError(f"flip {flip!r} must be a probability or alternating")
+        chance = 0.0 if isinstance(flip, str) else flip
+        for name, probability in (("flip", chance), ("erasing", erasing), ("mix_probability", mix_probability)):
             if not 0 <= probability <= 1:
                 raise ValueError(f"{name} {probability} is no probability; it must lie between 0 and 1")
         if min(crop_padding, randaugment, mixup, cutmix) < 0:
@@ -73,7 +79,11 @@ class Augmentation:
         """
         draws = uniform_draws((self.seed, epoch), indices, 8 + self.randaugment)  # (B, 8 + operations) in [0, 1)
         images = crop(images, self.crop_padding, draws[:, 0], draws[:, 1])
-        flipped = torch.from_numpy(draws[:, 2] < self.flip)
+        if isinstance(self.flip, str):
+            first = uniform_draws((self.seed,), indices, 1)[:, 0] < 0.5
+            flipped = torch.from_numpy(first ^ bool(epoch % 2))
+        else:
+            flipped = torch.from_numpy(draws[:, 2] < self.flip)
         images[flipped] = images[flipped].flip(3)
         if self.randaugment:
             images = randaugment(images, torch.from_numpy(draws[:, 8:]), self.magnitude)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
@@ -39,13 +39,16 @@ class ImageClassification(BackboneTask):
         label_smoothing: as in Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567), section 7.
         dropout: before the linear head.
         monitor: the metric of validation that picks the best epoch.
+        test_views: of each test image, whose mean logits also count, as `test/accuracy_views`: 1 leaves that out, 2
+            adds the mirrored image, 6 also both shifted by a pixel.
         compile: run the network through torch.compile.
         channels_last: keep images and kernels in channels-last memory, which convolutions prefer.
         seed: of the random numbers in the network (dropout, drop path).
 
     Raises:
         ValueError: not exactly one of `backbone` and `pretrained` is given, the pretrained model's classes are not
-            those of the data and its head shall stay, or `monitor` is no metric of validation.
+            those of the data and its head shall stay, `monitor` is no metric of validation, or `test_views` is no
+            number of views.
 
     The values of a run are in conf/task/classification.yaml.
     """
@@ -69,6 +72,7 @@ class ImageClassification(BackboneTask):
         label_smoothing: float,
         dropout: float,
         monitor: str,
+        test_views: int,
         compile: bool,
         channels_last: bool,
         seed: int,
@@ -89,6 +93,8 @@ class ImageClassification(BackboneTask):
         if backbone is not None:
             self.model = ImageClassifier(backbone, data.num_classes, dropout=dropout)
             data.preprocess = data.preprocess.with_colors_of(backbone.preprocess)  # if its weights are trained ones
+            if backbone.adaptation_images and backbone.preprocess is None:
+                backbone.adapt(data.examples(backbone.adaptation_images, "train")[0])
         else:
             self.model = start_from(str(pretrained), data, replace_head).train()
         self.model.classes = tuple(data.classes)
@@ -106,6 +112,10 @@ class ImageClassification(BackboneTask):
         judged = [f"val/{name}" for name in metrics.keys()]  # noqa: SIM118 (its iterator tells mypy no names)
         if monitor not in judged:
             raise ValueError(f"monitor {monitor!r} is none of {', '.join(judged)}")
+        if test_views not in (1, 2, 6):
+            raise ValueError(f"test_views {test_views} must be 1, 2 (mirrored) or 6 (mirrored and shifted)")
+        self.test_views = test_views
+        self.views_accuracy = MulticlassAccuracy(data.num_classes, average="micro", ignore_index=-1)
         self.test_confusion = MulticlassConfusionMatrix(data.num_classes, ignore_index=-1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -133,6 +143,9 @@ class ImageClassification(BackboneTask):
         self.test_confusion.update(logits, labels)
         self.log_loss("test/loss", logits, labels)
         self.log_dict(self.test_metrics)
+        if self.test_views > 1:
+            self.views_accuracy(logits_of_views(self, images, self.test_views), labels)
+            self.log("test/accuracy_views", self.views_accuracy)
 
     def on_test_epoch_end(self) -> None:
         self.confusion = self.test_confusion.compute()  # here, where all processes take part
@@ -164,6 +177,21 @@ class ImageClassification(BackboneTask):
         )
         with atomic_path(folder / "confusion.png") as temporary:
             figure.savefig(temporary, dpi=120, bbox_inches="tight")
+
+
+def logits_of_views(model: nn.Module, images: Tensor, count: int) -> Tensor:
+    """Mean logits (B, classes) of images (B, 3, H, W) and their mirror images, and with 6 views of both shifted.
+
+    Shifted by a pixel up and to the left, and down and to the right; these four weigh as much as the first two.
+
+    Source: Jordan 2024 (https://arxiv.org/abs/2404.00498), section 3.5.
+    """
+    views = [images]
+    if count == 6:
+        padded = functional.pad(images, (1, 1, 1, 1), mode="reflect")
+        views += [padded[..., 2:, 2:], padded[..., :-2, :-2]]
+    logits = torch.stack([(model(view) + model(view.flip(-1))) / 2 for view in views])  # (1 or 3, B, classes)
+    return logits[0] if count == 2 else (logits[0] + logits[1:].mean(dim=0)) / 2
 
 
 def start_from(source: str, data: ImageClassificationData, replace_head: bool) -> ImageClassifier:
