@@ -1,4 +1,4 @@
-"""timm's layout: every model that timm builds from its VisionTransformer and SwinTransformer classes.
+"""timm's layout: every model that timm builds from the classes of `families`.
 
 timm itself says what a name means: its model is built without memory (on the meta device), read off, and its weights
 renamed. So every variant that timm knows is known here, at the version of timm that is installed.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
 import torch
-from timm.models import swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from visattn.backbones import Backbone, SwinTransformer, VisionTransformer
@@ -100,21 +100,15 @@ def build(
         image_size: (height, width) in pixels to make the model for; None is the source's own.
 
     Raises:
-        CheckpointError: timm doesn't know the architecture, it is none of the two classes or a variant of them that
+        CheckpointError: timm doesn't know the architecture, it is of none of the classes or a variant of them that
             visattn doesn't build, or the weights don't fit.
     """
     original = skeleton(config, weights, origin, image_size)
     published = dict(config.get("pretrained_cfg") or {}) or dict(original.pretrained_cfg)
-    if isinstance(original, swin_transformer.SwinTransformer):
-        arguments = swin_arguments(original)
-        backbone: Backbone = SwinTransformer(**arguments)
-        renamed = swin_weights(original, filled(original, weights, origin))
-    else:
-        arguments = vit_arguments(original, origin)  # first, since what isn't supported has other weights too
-        backbone = VisionTransformer(**arguments)
-        renamed = vit_weights(original, filled(original, weights, origin))
+    make_backbone, rename_weights = families[type(original).__name__]
+    backbone = make_backbone(original, origin)  # first, since what isn't supported has other weights too
     model = ImageClassifier(backbone, original.num_classes or None)
-    load_strictly(model, renamed, origin)
+    load_strictly(model, rename_weights(original, filled(original, weights, origin)), origin)
     model.preprocess = preprocess_of(published, backbone.image_size)
     names = config.get("label_names") or published.get("label_names")
     model.classes = tuple(names) if names and len(names) == model.num_classes else None
@@ -137,25 +131,19 @@ def skeleton(
         arguments["img_size"] = image_size
     with torch.device("meta"):
         original = timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
-    known = (vision_transformer.VisionTransformer, swin_transformer.SwinTransformer)
-    if not isinstance(original, known) or type(original).__name__ not in (
-        "VisionTransformer",
-        "VisionTransformerDistilled",
-        "SwinTransformer",
-    ):
+    if type(original).__name__ not in families:
         raise CheckpointError(
-            f"{origin}: {name} is a {type(original).__name__}; visattn reads timm's VisionTransformer and "
-            "SwinTransformer"
+            f"{origin}: {name} is a {type(original).__name__}; visattn reads timm's {', '.join(families)}"
         )
     return original
 
 
 def filled(original: Any, weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     """The weights by the names of the installed timm, resampled by timm where its model has other sizes."""
-    buffers = ("relative_position_index", "attn_mask")
+    buffers = ("relative_position_index", "attn_mask", "relative_coords_table", "num_batches_tracked")
     given = {name: tensor for name, tensor in weights.items() if not name.endswith(buffers)}
-    module = swin_transformer if isinstance(original, swin_transformer.SwinTransformer) else vision_transformer
-    converted = module.checkpoint_filter_fn(given, original)
+    module = sys.modules[type(original).__module__]
+    converted = module.checkpoint_filter_fn(given, original) if hasattr(module, "checkpoint_filter_fn") else given
     converted = {name: tensor for name, tensor in converted.items() if not name.endswith(buffers)}
     expected = {name: tensor for name, tensor in original.state_dict().items() if not name.endswith(buffers)}
     for problem, names in (
@@ -169,8 +157,8 @@ def filled(original: Any, weights: Mapping[str, Tensor], origin: str) -> dict[st
     return converted
 
 
-def vit_arguments(original: Any, origin: str) -> dict[str, Any]:
-    """The arguments of our VisionTransformer, read off timm's.
+def vit_backbone(original: Any, origin: str) -> Backbone:
+    """Our VisionTransformer with the arguments of timm's.
 
     Raises:
         CheckpointError: a part has no counterpart.
@@ -214,7 +202,7 @@ def vit_arguments(original: Any, origin: str) -> dict[str, Any]:
         "final_norm": final_norm(original),
         "qk_norm": not isinstance(unit.q_norm, nn.Identity),
     }
-    return arguments | design_arguments(original, block, unit, origin)
+    return VisionTransformer(**arguments, **design_arguments(original, block, unit, origin))
 
 
 def design_arguments(original: Any, block: Any, unit: Any, origin: str) -> dict[str, Any]:
@@ -265,21 +253,21 @@ def final_norm(original: Any) -> str:
     return "none" if isinstance(original.norm, nn.Identity) else "before_pooling"
 
 
-def swin_arguments(original: Any) -> dict[str, Any]:
-    """The arguments of our SwinTransformer, read off timm's."""
+def swin_backbone(original: Any, origin: str) -> Backbone:
+    """Our SwinTransformer with the arguments of timm's."""
     first = [stage.blocks[0] for stage in original.layers]
-    return {
-        "image_size": tuple(original.patch_embed.img_size),
-        "patch_size": original.patch_embed.patch_size[0],
-        "dim": original.embed_dim,
-        "depths": tuple(len(stage.blocks) for stage in original.layers),
-        "num_heads": tuple(block.attn.num_heads for block in first),
-        "window_size": tuple(max(block.window_size) for block in first),
-        "mlp_ratio": first[0].mlp.fc1.out_features / original.embed_dim,
-        "qkv_bias": first[0].attn.qkv.bias is not None,
-        "in_channels": original.patch_embed.proj.in_channels,
-        "norm_eps": original.norm.eps,
-    }
+    return SwinTransformer(
+        image_size=tuple(original.patch_embed.img_size),
+        patch_size=original.patch_embed.patch_size[0],
+        dim=original.embed_dim,
+        depths=tuple(len(stage.blocks) for stage in original.layers),
+        num_heads=tuple(block.attn.num_heads for block in first),
+        window_size=tuple(max(block.window_size) for block in first),
+        mlp_ratio=first[0].mlp.fc1.out_features / original.embed_dim,
+        qkv_bias=first[0].attn.qkv.bias is not None,
+        in_channels=original.patch_embed.proj.in_channels,
+        norm_eps=original.norm.eps,
+    )
 
 
 def vit_weights(original: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -337,3 +325,14 @@ def preprocess_of(published: Mapping[str, Any], image_size: tuple[int, int]) -> 
         mean=published.get("mean") or (0.485, 0.456, 0.406),
         std=published.get("std") or (0.229, 0.224, 0.225),
     )
+
+
+# By the class that timm builds: what makes our backbone of its skeleton, and what renames its weights to those of an
+# `ImageClassifier`.
+families: dict[
+    str, tuple[Callable[[Any, str], Backbone], Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]]
+] = {
+    "VisionTransformer": (vit_backbone, vit_weights),
+    "VisionTransformerDistilled": (vit_backbone, vit_weights),
+    "SwinTransformer": (swin_backbone, swin_weights),
+}
