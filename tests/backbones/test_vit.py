@@ -250,7 +250,7 @@ def test_local_presets_serve_small_and_large_images():
         ({"pooling": "mean"}, "choose one of token, average"),
         ({"block": "serial"}, "choose one of transformer"),
         ({"stem": "cnn"}, "choose one of patch"),
-        ({"norm": "batch"}, "choose layer, rms or none"),
+        ({"norm": "group"}, "choose layer, rms, batch or none"),
         ({"mlp": "swiglu"}, "choose plain or gated"),
         ({"activation": "swish"}, "choose one of gelu"),
         ({"num_heads": 5}, "dim 24 is not divisible by num_heads 5"),

@@ -26,6 +26,7 @@ class ProjectedAttention(nn.Module):
         dropout: probability that an attention weight is dropped in training.
         projection_dropout: probability that an output channel is dropped in training.
         context_dim: channels of the tokens that keys and values are made of; None: self-attention.
+        out_dim: channels of the tokens that come out; None: dim.
 
     Raises:
         ValueError: num_heads doesn't divide dim and no head_dim is given.
@@ -45,6 +46,7 @@ class ProjectedAttention(nn.Module):
         dropout: float = 0.0,
         projection_dropout: float = 0.0,
         context_dim: int | None = None,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__()
         if head_dim is None and dim % num_heads:
@@ -60,7 +62,7 @@ class ProjectedAttention(nn.Module):
             self.key_value = nn.Linear(context_dim, 2 * width, bias=qkv_bias)
         self.query_norm: nn.Module | None = nn.LayerNorm(self.head_dim) if qk_norm else None
         self.key_norm: nn.Module | None = nn.LayerNorm(self.head_dim) if qk_norm else None
-        self.projection = nn.Linear(width, dim, bias=projection_bias)
+        self.projection = nn.Linear(width, out_dim or dim, bias=projection_bias)
         self.projection_dropout = nn.Dropout(projection_dropout)
 
     def normalize(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +72,7 @@ class ProjectedAttention(nn.Module):
         return query, key
 
     def project(self, attended: Tensor) -> Tensor:
-        """(batch, tokens, heads * head_dim) -> (batch, tokens, dim)."""
+        """(batch, tokens, heads * head_dim) -> (batch, tokens, out_dim)."""
         return self.projection_dropout(self.projection(attended))
 
     def active_dropout(self) -> float:

@@ -19,6 +19,7 @@ from visattn.attention import (
     NystromAttention,
     PerformerAttention,
     PooledAttention,
+    RelativeBiasAttention,
     WindowAttention,
 )
 
@@ -27,6 +28,7 @@ attention_kinds: dict[str, type[nn.Module]] = {
     "local": NeighborhoodAttention,
     "window": WindowAttention,
     "grid": GridAttention,
+    "relative_bias": RelativeBiasAttention,
     "axial": AxialAttention,
     "pooled": PooledAttention,
     "linear": LinearAttention,
@@ -35,7 +37,7 @@ attention_kinds: dict[str, type[nn.Module]] = {
     "nystrom": NystromAttention,
 }
 # Those that take height * width tokens and have no place for class tokens or registers.
-kinds_of_maps = ("window", "grid", "axial", "pooled", "linformer")
+kinds_of_maps = ("window", "grid", "relative_bias", "axial", "pooled", "linformer")
 # Those that have no weights one by one that could be dropped.
 kinds_without_weights = ("axial", "linear", "performer", "linformer", "nystrom")
 
@@ -76,7 +78,7 @@ def choose_attention(
         return lambda: MixedAttention(dim, [make() for make in parts], **mixing)
     if kind == "local":
         options |= {"kernel_size": kernel_size, "dilation": dilation}
-    if kind == "linformer":
+    if kind in ("linformer", "relative_bias"):
         options["grid"] = grid
     if kind not in kinds_without_weights:
         options["dropout"] = dropout

@@ -22,7 +22,7 @@ class BlockDesign:
         mlp: "plain", or "gated" (SwiGLU with activation="silu").
         activation: gelu, gelu_tanh, quick_gelu, silu or relu.
         mlp_bias: whether the linear layers of the MLP have biases.
-        norm: "layer" or "rms".
+        norm: "layer", "rms" or "batch".
         norm_eps: epsilon of all norms.
         qk_norm: normalise queries and keys, each head by itself.
         sub_norm: normalise also the input of the last linear layer of attention and MLP (BEiT-3).

@@ -111,11 +111,16 @@ class ConvNorm(FoldableConvolution):
         self.activation = activation
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.pads:
-            features = pad_same(features, self.convolution.kernel_size[0], self.convolution.stride[0])
+        features = self.padded(features)
         if self.runs_folded():
             return activate(self.convolve(features, [self]), self.activation)
         return activate(self.norm(self.convolution(features)), self.activation)
+
+    def padded(self, features: Tensor) -> Tensor:
+        """(B, in_channels, H, W) with the borders that the convolution doesn't add by itself."""
+        if not self.pads:
+            return features
+        return pad_same(features, self.convolution.kernel_size[0], self.convolution.stride[0])
 
     def sources(self) -> list[Tensor]:
         """What the folded kernel is made of."""

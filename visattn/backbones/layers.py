@@ -11,7 +11,8 @@ from torch.nn import functional
 
 
 def make_norm(name: str, dim: int, eps: float) -> nn.Module:
-    """A norm over the last axis: "layer" (Ba et al. 2016), "rms" (Zhang & Sennrich 2019), or "none".
+    """A norm over the last axis: "layer" (Ba et al. 2016), "rms" (Zhang & Sennrich 2019), or "none"; or over all others:
+    "batch" (Ioffe & Szegedy 2015).
 
     Raises:
         ValueError: the name is none of these.
@@ -20,9 +21,18 @@ def make_norm(name: str, dim: int, eps: float) -> nn.Module:
         return nn.LayerNorm(dim, eps=eps)
     if name == "rms":
         return nn.RMSNorm(dim, eps=eps)
+    if name == "batch":
+        return TokenBatchNorm(dim, eps=eps)
     if name == "none":
         return nn.Identity()
-    raise ValueError(f"norm {name!r} is unknown; choose layer, rms or none")
+    raise ValueError(f"norm {name!r} is unknown; choose layer, rms, batch or none")
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """Each channel of (..., dim) by its statistics over all tokens of the batch."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens.flatten(0, -2)).view(tokens.shape)
 
 
 class QuickGELU(nn.Module):
