@@ -33,7 +33,7 @@ class ImageClassification(BackboneTask):
         learning_rate: the peak of the schedule.
         weight_decay: of matrices and kernels; vectors and position tables are not decayed.
         layer_decay: factor on the learning rate from each layer to the one below it; 1 for training from scratch.
-        betas: of AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101).
+        betas: of AdamW, and the first of Muon (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101).
         warmup_epochs: length of the linear warm-up, may be a fraction.
         final_learning_rate: fraction of the peak at which the cosine ends.
         label_smoothing: as in Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567), section 7.

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from visattn.backbones import Backbone
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def parameter_groups(
     model: nn.Module,
@@ -66,7 +68,7 @@ def scheduled_optimizer(
     """An optimizer of parameter groups, with `warmup_cosine` over the run's steps: what `configure_optimizers` returns.
 
     Args:
-        betas: of AdamW.
+        betas: of AdamW; the first is also the momentum of Muon.
         name: "adamw"; or "muon", whose steps are orthogonal matrices of the size of AdamW's steps.
 
     Raises:
@@ -82,7 +84,7 @@ def scheduled_optimizer(
         fused = trainer.precision != "16-mixed"  # whose gradient scaler must undo the scale before clipping
         optimizer = torch.optim.AdamW(groups, betas=moments, fused=fused)
     elif name == "muon":
-        optimizer = Muon(groups, betas=moments, nesterov=True, ns_steps=3)
+        optimizer = Muon(groups, betas=moments, momentum=moments[0], nesterov=True, ns_steps=3)
     else:
         raise ValueError(f"optimizer {name!r} is unknown; choose adamw or muon")
     total_steps = int(trainer.estimated_stepping_batches)
@@ -124,14 +126,14 @@ def warmup_cosine(warmup_steps: int, total_steps: int, final_fraction: float = 0
     return factor
 
 
-def exponential_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def exponential_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Moves averaged tensors towards the current ones, in place, for torch's `AveragedModel(multi_avg_fn=...)`.
 
     The decay of update n is `min(decay, (1 + n) / (10 + n))`, so that a short run forgets its random start.
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
         if not averaged[0].is_floating_point():  # counters of batch norm; torch groups tensors by dtype
             torch._foreach_copy_(averaged, current)
             return
