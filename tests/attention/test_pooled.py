@@ -31,11 +31,19 @@ def test_without_reduction_the_module_is_multi_head_attention():
     torch.testing.assert_close(module(tokens, (5, 7)), other(tokens, context=tokens))
 
 
-@pytest.mark.parametrize("pooling", ["average", "convolution"])
+kinds = {
+    "average": {"reduction": 2},
+    "convolution": {"reduction": 2, "pooling": "convolution"},
+    "convolution, dropping": {"reduction": 2, "pooling": "convolution", "remainder": "dropped"},
+    "adaptive": {"pooling": "adaptive", "squares": 2},
+}
+
+
+@pytest.mark.parametrize("kind", kinds)
 @pytest.mark.parametrize("grid", [(4, 6), (5, 7)])
-def test_recording_changes_nothing_and_weights_sum_to_one(pooling, grid):
+def test_recording_changes_nothing_and_weights_sum_to_one(kind, grid):
     torch.manual_seed(0)
-    module = PooledAttention(12, 3, reduction=2, pooling=pooling, qk_norm=True).double()
+    module = PooledAttention(12, 3, **kinds[kind], qk_norm=True).double()
     tokens, seen = torch.randn(2, grid[0] * grid[1], 12, dtype=torch.float64), []
     expected = module(tokens, grid)
     module.record = lambda weights, keys: seen.append(weights)
@@ -57,10 +65,49 @@ def test_the_average_of_the_tokens_is_the_average_of_keys_and_values():
     torch.testing.assert_close(module(tokens, (5, 7)), expected)
 
 
+@pytest.mark.parametrize("grid", [(8, 10), (9, 11)])
+def test_a_convolution_may_drop_what_it_does_not_divide(grid):
+    torch.manual_seed(0)
+    module = PooledAttention(12, 3, reduction=4, pooling="convolution", remainder="dropped").double()
+    tokens = torch.randn(2, grid[0] * grid[1], 12, dtype=torch.float64)
+    coarse = module.reduce(tokens.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)  # two by two squares
+    assert coarse.shape == (2, 4, 12)
+    torch.testing.assert_close(module.coarse(tokens, grid), module.reduce_norm(coarse))
+    shares = module.shares(grid).unflatten(1, grid)
+    assert (shares[:, 8:] == 0).all()
+    assert (shares[:, :, 8:] == 0).all()
+
+
+def test_a_map_smaller_than_a_square_is_padded():
+    torch.manual_seed(0)
+    modules = [PooledAttention(12, 3, reduction=4, pooling="convolution", remainder=r) for r in ("dropped", "padded")]
+    modules[1].load_state_dict(modules[0].state_dict())
+    tokens = torch.randn(2, 3 * 4, 12)
+    torch.testing.assert_close(modules[0](tokens, (3, 4)), modules[1](tokens, (3, 4)))
+
+
+@pytest.mark.parametrize("grid", [(7, 14), (9, 11), (2, 5)])
+def test_adaptive_keys_are_as_many_on_any_map_and_made_of_means(grid):
+    torch.manual_seed(0)
+    module = PooledAttention(12, 3, pooling="adaptive").double()
+    tokens = torch.randn(2, grid[0] * grid[1], 12, dtype=torch.float64)
+    cells, means = tokens.unflatten(1, grid), []
+    for row in range(7):
+        for column in range(7):
+            top, left = row * grid[0] // 7, column * grid[1] // 7
+            bottom, right = -(-(row + 1) * grid[0] // 7), -(-(column + 1) * grid[1] // 7)
+            means.append(cells[:, top:bottom, left:right].mean(dim=(1, 2)))
+    linear = torch.nn.functional.linear(torch.stack(means, dim=1), module.reduce.weight[:, :, 0, 0], module.reduce.bias)
+    expected = torch.nn.functional.gelu(module.reduce_norm(linear))  # (batch, 49, dim)
+    torch.testing.assert_close(module.coarse(tokens, grid), expected)
+
+
 def test_wrong_options_are_named():
     with pytest.raises(ValueError, match="at least 1"):
         PooledAttention(12, 3, reduction=0)
-    with pytest.raises(ValueError, match="average or convolution"):
+    with pytest.raises(ValueError, match="choose average, convolution or adaptive"):
         PooledAttention(12, 3, pooling="max")
+    with pytest.raises(ValueError, match="choose padded or dropped"):
+        PooledAttention(12, 3, remainder="kept")
     with pytest.raises(ValueError, match="prefix tokens"):
         PooledAttention(12, 3)(torch.randn(2, 36, 12), (5, 7))

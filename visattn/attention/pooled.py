@@ -57,26 +57,46 @@ class PooledAttention(ProjectedAttention):
     Args:
         dim, num_heads, **options: see `ProjectedAttention`.
         reduction: side in cells of what becomes one key.
-        pooling: "average", or "convolution": a kernel as large as its stride, and a norm behind it (PVT).
+        pooling: "average"; "convolution": a kernel as large as its stride, and a norm behind it (PVT); or "adaptive":
+            the means of squares x squares rectangles, whatever the size of the map, and behind them a linear layer, a
+            norm and GELU (the linear attention of PVT v2), with no use for `reduction`.
+        remainder: of "convolution": what becomes of rows and columns that reduction doesn't divide. They are "padded"
+            with zeros, or "dropped" as in the published PVT, where a map smaller than a square is padded still.
+        squares: of "adaptive": rectangles along one axis; where they don't divide it, they share cells.
+        norm_eps: epsilon of the norm of reduced tokens.
 
     Raises:
-        ValueError: reduction is below 1, or pooling is unknown.
+        ValueError: reduction or squares is below 1, or pooling or remainder is unknown.
 
-    Source: Wang et al. 2021 (PVT, https://arxiv.org/abs/2102.12122), equations 2 and 3.
+    Source: Wang et al. 2021 (PVT, https://arxiv.org/abs/2102.12122), equations 2 and 3; "adaptive": Wang et al. 2022
+        (PVT v2, https://arxiv.org/abs/2106.13797), section 3.2.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, reduction: int = 2, pooling: str = "average", **options: Any
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        reduction: int = 2,
+        pooling: str = "average",
+        remainder: str = "padded",
+        squares: int = 7,
+        norm_eps: float = 1e-5,
+        **options: Any,
     ) -> None:
         super().__init__(dim, num_heads, **options | {"context_dim": dim})
-        if reduction < 1:
-            raise ValueError(f"reduction {reduction} must be at least 1")
-        if pooling not in ("average", "convolution"):
-            raise ValueError(f"pooling {pooling!r} is unknown; choose average or convolution")
-        self.reduction = reduction
-        convolves = pooling == "convolution" and reduction > 1
-        self.reduce = nn.Conv2d(dim, dim, reduction, reduction) if convolves else None
-        self.reduce_norm = nn.LayerNorm(dim) if convolves else None
+        if min(reduction, squares) < 1:
+            raise ValueError(f"reduction {reduction} and squares {squares} must be at least 1")
+        if pooling not in ("average", "convolution", "adaptive"):
+            raise ValueError(f"pooling {pooling!r} is unknown; choose average, convolution or adaptive")
+        if remainder not in ("padded", "dropped"):
+            raise ValueError(f"remainder {remainder!r} is unknown; choose padded or dropped")
+        self.reduction, self.squares = reduction, squares
+        self.adaptive, self.drops = pooling == "adaptive", pooling == "convolution" and remainder == "dropped"
+        learned = self.adaptive or (pooling == "convolution" and reduction > 1)
+        side = 1 if self.adaptive else reduction
+        self.reduce = nn.Conv2d(dim, dim, side, side) if learned else None
+        self.reduce_norm = nn.LayerNorm(dim, eps=norm_eps) if learned else None
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens (batch, height * width, dim) of the grid (height, width) in, tokens of the same shape out.
@@ -103,12 +123,32 @@ class PooledAttention(ProjectedAttention):
         cells = tokens.unflatten(1, grid)
         if self.reduce is None or self.reduce_norm is None:
             return tokens if self.reduction == 1 else pool_cells(cells, self.reduction)
-        cells = functional.pad(cells, (0, 0, 0, -grid[1] % self.reduction, 0, -grid[0] % self.reduction))
-        return self.reduce_norm(self.reduce(cells.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2))
+        cells = cells.permute(0, 3, 1, 2)  # (batch, dim, height, width)
+        if self.adaptive:
+            cells = functional.adaptive_avg_pool2d(cells, self.squares)
+            return functional.gelu(self.reduce_norm(self.reduce(cells).flatten(2).transpose(1, 2)))
+        below, right = (self.squares_along(side) * self.reduction - side for side in grid)
+        if below > 0 or right > 0:
+            cells = functional.pad(cells, (0, max(right, 0), 0, max(below, 0)))
+        return self.reduce_norm(self.reduce(cells).flatten(2).transpose(1, 2))
+
+    def squares_along(self, side: int) -> int:
+        """How many squares an axis of this many cells has."""
+        if self.adaptive:
+            return self.squares
+        return max(side // self.reduction, 1) if self.drops else -(-side // self.reduction)
 
     def shares(self, grid: tuple[int, int]) -> Tensor:
         """How much of a square's weight each cell has: (squares, height * width); each row sums to 1."""
-        rows, columns = (torch.arange(side) // self.reduction for side in grid)
-        square = rows[:, None] * (-(-grid[1] // self.reduction)) + columns  # (height, width)
-        member = functional.one_hot(square.flatten()).T.float()  # (squares, height * width)
+        return torch.kron(self.axis_shares(grid[0]), self.axis_shares(grid[1]))
+
+    def axis_shares(self, side: int) -> Tensor:
+        """The shares along one axis: (squares, side)."""
+        count, cells = self.squares_along(side), torch.arange(side)
+        square = torch.arange(count)[:, None]
+        if self.adaptive:
+            first, end = square * side // count, -(-(square + 1) * side // count)
+        else:
+            first, end = square * self.reduction, (square + 1) * self.reduction
+        member = ((first <= cells) & (cells < end)).float()
         return member / member.sum(dim=1, keepdim=True)

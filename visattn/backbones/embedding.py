@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from visattn.backbones.conv_norm import ConvNorm
+
 
 class PatchEmbedding(nn.Module):
     """Cuts images into patches and maps each linearly to a token: (B, channels, H, W) -> (B, N, dim).
@@ -76,6 +78,39 @@ class ConvolutionalEmbedding(nn.Module):
         features = self.projection(self.stem(pad_to_multiple(images, self.patch_size)))  # (B, dim, height, width)
         height, width = features.shape[-2:]
         return features.flatten(2).transpose(1, 2), (height, width)
+
+
+class OverlappingEmbedding(nn.Module):
+    """Tokens from patches that overlap, by a kernel of 2 * stride - 1: (B, channels, H, W) -> (B, N, dim).
+
+    N is ceil(H / stride) * ceil(W / stride).
+
+    Args:
+        in_channels: of the images, or of the map that gets coarser.
+        dim: channels of a token.
+        stride: pixels from patch to patch.
+        norm: applied to the tokens; None leaves it out.
+        stem_dim: channels of two 3x3 convolutions with batch norms before the patches; None leaves them out.
+
+    Source: Wang et al. 2022 (PVT v2, https://arxiv.org/abs/2106.13797), section 3.1.
+    """
+
+    def __init__(
+        self, in_channels: int, dim: int, stride: int, norm: nn.Module | None = None, stem_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.stem: nn.Module | None = None
+        if stem_dim is not None:
+            wide = ConvNorm(in_channels, stem_dim, 3, activation="relu")
+            self.stem = nn.Sequential(wide, ConvNorm(stem_dim, stem_dim, 3, activation="relu"))
+        self.projection = nn.Conv2d(stem_dim or in_channels, dim, 2 * stride - 1, stride, padding=stride - 1)
+        self.norm = norm
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images (B, channels, H, W) to tokens (B, height * width, dim) and (height, width) in patches."""
+        cells = self.projection(images if self.stem is None else self.stem(images))  # (B, dim, height, width)
+        tokens = cells.flatten(2).transpose(1, 2)
+        return (tokens if self.norm is None else self.norm(tokens)), (cells.shape[2], cells.shape[3])
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
