@@ -1,6 +1,6 @@
 import torch
 
-from visattn.attention import AdditiveAttentionPooling, HierarchicalAttentionPooling
+from visattn.attention import AdditiveAttentionPooling, HierarchicalAttentionPooling, SequencePooling
 
 
 def test_pooling_equals_its_definition_token_by_token():
@@ -13,6 +13,19 @@ def test_pooling_equals_its_definition_token_by_token():
         torch.testing.assert_close(
             module(tokens)[batch], sum(s * t for s, t in zip(shares, tokens[batch], strict=True))
         )
+
+
+def test_sequence_pooling_equals_its_definition_token_by_token():
+    torch.manual_seed(0)
+    module, seen = SequencePooling(5).double(), []
+    module.record = seen.append
+    tokens = torch.randn(2, 11, 5, dtype=torch.float64)
+    pooled = module(tokens)
+    for batch in range(2):
+        scores = torch.stack([module.linear.weight[0] @ token + module.linear.bias[0] for token in tokens[batch]])
+        shares = scores.exp() / scores.exp().sum()
+        torch.testing.assert_close(seen[0][batch], shares)
+        torch.testing.assert_close(pooled[batch], sum(s * t for s, t in zip(shares, tokens[batch], strict=True)))
 
 
 def test_tokens_that_do_not_exist_change_nothing():

@@ -12,6 +12,10 @@ small_models = {
     "local_hybrid": lambda size: backbones.local_hybrid_tiny(
         size, dims=(16, 24), depths=(1, 2), num_heads=(2, 3), stem_dim=8, kernel_size=3
     ),
+    "dinat": lambda size: backbones.nat_mini(
+        size, dim=12, depths=(2, 1, 2), num_heads=(1, 2, 3), kernel_size=3, dilation=((1, 2), 1, (2, 1))
+    ),
+    "cct": lambda size: backbones.cct_14_7x2(size, patch_size=8, dim=24, depth=2, num_heads=2),
 }
 
 

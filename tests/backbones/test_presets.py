@@ -17,6 +17,14 @@ presets = {
     "swin_base": 86.7,
     "local_hybrid_tiny": 3.7,
     "local_hybrid_small": 17.5,
+    "nat_32": 2.5,
+    "nat_mini": 19.5,
+    "nat_tiny": 27.4,
+    "dinat_32": 2.5,
+    "dinat_mini": 19.5,
+    "dinat_tiny": 27.4,
+    "cct_7_3x1_32": 3.8,
+    "cct_14_7x2": 22.0,
 }
 
 
@@ -31,7 +39,7 @@ def test_every_preset_is_listed_here():
 
 @pytest.mark.parametrize(("name", "millions"), presets.items())
 def test_parameters_are_as_many_as_the_docstrings_say(name, millions):
-    count = sum(parameter.numel() for parameter in build(name, 224).parameters())
+    count = sum(parameter.numel() for parameter in build(name, 32 if name.endswith("_32") else 224).parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.06)
 
 
@@ -60,7 +68,7 @@ def test_layers_of_every_preset_rise_with_the_depth(name):
 @pytest.mark.parametrize("name", presets)
 def test_sizes_grow_from_tiny_to_base(name):
     family, size = name.rsplit("_", 1)
-    if size != "tiny":
+    if size in ("small", "base"):
         smaller = {"small": "tiny", "base": "small"}[size]
         assert presets[f"{family}_{smaller}"] < presets[name]
 

@@ -40,7 +40,7 @@ from visattn.attention.neighborhood import (
 )
 from visattn.attention.neighborhood_axes import neighborhood_attention_1d, neighborhood_attention_3d
 from visattn.attention.pooled import PooledAttention, pooled_attention
-from visattn.attention.pooling import AdditiveAttentionPooling, HierarchicalAttentionPooling
+from visattn.attention.pooling import AdditiveAttentionPooling, HierarchicalAttentionPooling, SequencePooling
 from visattn.attention.ring import RingAttention, gather_tokens, ring_attention, tokens_here
 from visattn.attention.window import WindowAttention, window_attention, window_attention_weights, window_keys
 
@@ -62,6 +62,7 @@ __all__ = [
     "PerformerAttention",
     "PooledAttention",
     "RingAttention",
+    "SequencePooling",
     "WindowAttention",
     "attention_weights",
     "axial_attention",

@@ -20,7 +20,28 @@ def additive_attention_weights(scores: Tensor, mask: Tensor | None = None) -> Te
     return weights.masked_fill(~mask, 0.0)
 
 
-class AdditiveAttentionPooling(nn.Module):
+class ScoredPooling(nn.Module):
+    """The base of pooling by scores that each token has by itself (`score`): softmax over the tokens, weighted mean.
+
+    Attributes:
+        record: None, or a callable that sees the weights (..., N) of every forward.
+    """
+
+    record: Any = None
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., N, dim) to scores (..., N)."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The mean of tokens (..., N, dim) that exist by the mask (..., N), bool; zeros where none does."""
+        weights = additive_attention_weights(self.score(tokens), mask)
+        if self.record is not None:
+            self.record(weights)
+        return (weights.unsqueeze(-2) @ tokens).squeeze(-2)
+
+
+class AdditiveAttentionPooling(ScoredPooling):
     """Tokens (..., N, dim) to their weighted mean (..., dim), with weights softmax(context . tanh(W token + b)).
 
     Cost: tokens * dim * hidden_dim.
@@ -29,27 +50,36 @@ class AdditiveAttentionPooling(nn.Module):
         dim: channels of a token.
         hidden_dim: of W's output; None is dim.
 
-    Attributes:
-        record: None, or a callable that sees the weights (..., N) of every forward.
-
     Source: Yang et al. 2016, "Hierarchical Attention Networks for Document Classification", equations 5 to 7; the score
         is that of Bahdanau et al. 2015, https://arxiv.org/abs/1409.0473.
     """
-
-    record: Any = None
 
     def __init__(self, dim: int, hidden_dim: int | None = None) -> None:
         super().__init__()
         self.hidden = nn.Linear(dim, hidden_dim or dim)
         self.context = nn.Linear(hidden_dim or dim, 1, bias=False)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The mean of tokens (..., N, dim) that exist by the mask (..., N), bool; zeros where none does."""
-        scores = self.context(self.hidden(tokens).tanh()).squeeze(-1)  # (..., N)
-        weights = additive_attention_weights(scores, mask)
-        if self.record is not None:
-            self.record(weights)
-        return (weights.unsqueeze(-2) @ tokens).squeeze(-2)
+    def score(self, tokens: Tensor) -> Tensor:
+        return self.context(self.hidden(tokens).tanh()).squeeze(-1)  # (..., N)
+
+
+class SequencePooling(ScoredPooling):
+    """Tokens (..., N, dim) to their weighted mean (..., dim), with weights softmax(w . token + b).
+
+    Cost: tokens * dim.
+
+    Args:
+        dim: channels of a token.
+
+    Source: Hassani et al. 2021 (Compact Transformers), https://arxiv.org/abs/2104.05704.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 1)
+
+    def score(self, tokens: Tensor) -> Tensor:
+        return self.linear(tokens).squeeze(-1)  # (..., N)
 
 
 class HierarchicalAttentionPooling(nn.Module):

@@ -1,7 +1,17 @@
 """Backbones: images to `Features`. One file per family; the presets below are the names of the model zoo."""
 
+from visattn.backbones.cct import CompactConvolutionalTransformer, cct_7_3x1_32, cct_14_7x2
 from visattn.backbones.features import Backbone, Features
 from visattn.backbones.hybrid import LocalHybrid, local_hybrid_small, local_hybrid_tiny
+from visattn.backbones.nat import (
+    NeighborhoodAttentionTransformer,
+    dinat_32,
+    dinat_mini,
+    dinat_tiny,
+    nat_32,
+    nat_mini,
+    nat_tiny,
+)
 from visattn.backbones.resnet import ResNetD
 from visattn.backbones.swin import SwinTransformer, swin_base, swin_small, swin_tiny
 from visattn.backbones.timm_backbone import TimmBackbone
@@ -17,14 +27,24 @@ from visattn.backbones.vit import (
 
 __all__ = [
     "Backbone",
+    "CompactConvolutionalTransformer",
     "Features",
     "LocalHybrid",
+    "NeighborhoodAttentionTransformer",
     "ResNetD",
     "SwinTransformer",
     "TimmBackbone",
     "VisionTransformer",
+    "cct_7_3x1_32",
+    "cct_14_7x2",
+    "dinat_32",
+    "dinat_mini",
+    "dinat_tiny",
     "local_hybrid_small",
     "local_hybrid_tiny",
+    "nat_32",
+    "nat_mini",
+    "nat_tiny",
     "swin_base",
     "swin_small",
     "swin_tiny",

@@ -47,6 +47,8 @@ _backbones = {
         backbones.LocalHybrid,
         backbones.TimmBackbone,
         backbones.ResNetD,
+        backbones.NeighborhoodAttentionTransformer,
+        backbones.CompactConvolutionalTransformer,
     )
 }
 _detection_heads: dict[str, Any] = {

@@ -14,6 +14,7 @@ from torch import Tensor
 from visattn.backbones.features import as_pair
 from visattn.checkpoints import (
     blip,
+    cct,
     conditional_detr,
     deformable_detr,
     detr,
@@ -85,8 +86,9 @@ def load_pretrained(
             weights file, a name of `list_models(pretrained=True)`, "efficientnet_lite0" to 2 (with the extra
             `visattn[efficientnet]`), or an id on the Hugging Face hub such as
             "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k" or "nlpconnect/vit-gpt2-image-captioning".
-        architecture: for a bare weights file, its name in timm, such as "vit_tiny_patch16_224"; or its name in
-            the repository of DETR, which only "detr_resnet50_dc5" and "detr_resnet101_dc5" need.
+        architecture: for a bare weights file, its name in timm, such as "vit_tiny_patch16_224"; its name in
+            Compact-Transformers, such as "cct_7_3x1_32"; or its name in the repository of DETR, which only
+            "detr_resnet50_dc5" and "detr_resnet101_dc5" need.
         num_classes: how many logits are wanted; another number than the source has gets a new head with random weights,
             to be trained. None keeps the source's.
         image_size: (height, width) in pixels, or one number, to fit the position tables to; None keeps the source's.
@@ -113,6 +115,8 @@ def load_pretrained(
         model = model_from(config, weights, path, size)
     elif architecture in detr.original_architectures:
         model = detr.build_original(read_weights(path), str(path), architecture)
+    elif architecture in cct.original_architectures:
+        model = cct.build_original(read_weights(path), str(path), architecture)
     elif architecture is not None:
         model = timm.build({"architecture": architecture}, read_weights(path), str(path), size)
     else:

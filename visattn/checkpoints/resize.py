@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from visattn.attention.low_rank import mixture_on
-from visattn.backbones import SwinTransformer, VisionTransformer
+from visattn.backbones import CompactConvolutionalTransformer, SwinTransformer, VisionTransformer
 from visattn.backbones.embedding import resample_positions
 from visattn.checkpoints.native import load_strictly
 from visattn.heads import ImageCaptioner, ImageClassifier, VisualQuestionAnswerer
@@ -25,7 +25,8 @@ def fit_image_size(
     backbone = model.backbone
     resized = type(backbone)(**backbone.arguments | {"image_size": image_size})
     weights = backbone.state_dict()
-    if isinstance(backbone, VisionTransformer) and isinstance(resized, VisionTransformer):
+    positioned = VisionTransformer | CompactConvolutionalTransformer
+    if isinstance(backbone, positioned) and isinstance(resized, positioned):
         table = backbone.position_embedding
         if table is not None:
             antialias = backbone.position_antialias

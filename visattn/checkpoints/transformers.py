@@ -1,4 +1,4 @@
-"""The layout of transformers: ViT, DeiT, DINOv2 (also with registers) and Swin, with or without a classifier.
+"""The layout of transformers: ViT, DeiT, DINOv2 (also with registers), Swin, NAT, with or without a classifier.
 
 It is read from the keys and `config.json` alone; the package itself isn't needed. Captioners have files of their own:
 vision_encoder_decoder.py, git.py, blip.py.
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visattn.backbones import Backbone, SwinTransformer, VisionTransformer
+from visattn.backbones import Backbone, NeighborhoodAttentionTransformer, SwinTransformer, VisionTransformer
 from visattn.backbones.features import as_pair
+from visattn.checkpoints.nat import nat_backbone, nat_weights
 from visattn.checkpoints.native import CheckpointError, load_strictly
 from visattn.data.preprocess import Preprocess
 from visattn.heads import ImageClassifier
@@ -94,6 +95,8 @@ def read_backbone(
         "dinov2": dino,
         "dinov2_with_registers": dino,
         "swin": swin,
+        "nat": nat_backbone,
+        "dinat": nat_backbone,
     }
     kind = config.get("model_type")
     if kind not in makers:
@@ -187,6 +190,8 @@ def swin(config: Mapping[str, Any], origin: str) -> Backbone:
 def backbone_weights(weights: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
     """The backbone's weights under our names; query, key and value become one matrix."""
     backbone_only = {name: weight for name, weight in weights.items() if "classifier." not in name}
+    if isinstance(backbone, NeighborhoodAttentionTransformer):
+        return nat_weights(backbone_only)
     renamed: dict[str, Tensor] = {}
     for name, tensor in rename(backbone_only, _names, _unused).items():
         stage = re.match(r"stages\.(\d+)\.downsample\.", name)

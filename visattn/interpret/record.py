@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from visattn.attention import DeformableAttention
 from visattn.attention.projected import ProjectedAttention
+from visattn.backbones.nat import NeighborhoodBlock
 from visattn.backbones.swin import SwinBlock
 
 Observer = Callable[[str, Tensor, Tensor | None], None]
@@ -74,7 +75,8 @@ def observe_attention(model: nn.Module, observer: Observer, modules: Sequence[st
     if unknown:
         raise ValueError(f"no attention module is called {', '.join(unknown)}; there are {', '.join(found)}")
     chosen = {name: module for name, module in found.items() if modules is None or name in modules}
-    padding_blocks = {block.attention: block for block in model.modules() if isinstance(block, SwinBlock)}
+    padding = SwinBlock | NeighborhoodBlock
+    padding_blocks = {block.attention: block for block in model.modules() if isinstance(block, padding)}
     before = {name: module.__dict__.get("record") for name, module in chosen.items()}
     grids: dict[nn.Module, tuple[int, int]] = {}
     hooks = [
@@ -108,7 +110,9 @@ def observe_attention(model: nn.Module, observer: Observer, modules: Sequence[st
                 module.__dict__["record"] = before[name]
 
 
-def without_padding(block: SwinBlock, grid: tuple[int, int], weights: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+def without_padding(
+    block: SwinBlock | NeighborhoodBlock, grid: tuple[int, int], weights: Tensor, keys: Tensor
+) -> tuple[Tensor, Tensor]:
     """Weights and keys of a padded map, in terms of the map: padding asks nothing, and as a key has the index -1."""
     if block.padded(grid) == grid:
         return weights, keys
