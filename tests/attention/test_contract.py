@@ -5,7 +5,13 @@ from functools import partial
 import pytest
 import torch
 
-from visattn.attention import dot_product_attention, grid_attention, neighborhood_attention, window_attention
+from visattn.attention import (
+    dot_product_attention,
+    focal_attention,
+    grid_attention,
+    neighborhood_attention,
+    window_attention,
+)
 
 
 def global_attention(query, key, value, bias=None, **options):
@@ -23,6 +29,7 @@ kinds = {
     "windows": (partial(window_attention, window_size=(3, 4)), (7, 11), (5, 7)),
     "windows, shifted": (partial(window_attention, window_size=(3, 4), shift=(1, 2)), (7, 11), (5, 7)),
     "grid": (partial(grid_attention, grid_size=(3, 4)), (7, 11), (5, 7)),
+    "focal": (partial(focal_attention, window_size=3, levels=((1, 5), (2, 3))), (7, 11), None),
 }
 
 

@@ -8,6 +8,7 @@ from visattn.attention.deformable import (
     deformable_attention_weights,
 )
 from visattn.attention.dot_product import MultiHeadAttention, attention_weights, dot_product_attention
+from visattn.attention.focal import FocalAttention, focal_attention
 from visattn.attention.graph import (
     GraphAttention,
     GraphAttentionV2,
@@ -48,6 +49,7 @@ __all__ = [
     "AdditiveAttentionPooling",
     "AxialAttention",
     "DeformableAttention",
+    "FocalAttention",
     "GraphAttention",
     "GraphAttentionV2",
     "GridAttention",
@@ -71,6 +73,7 @@ __all__ = [
     "deformable_attention",
     "deformable_attention_weights",
     "dot_product_attention",
+    "focal_attention",
     "gather_tokens",
     "graph_attention",
     "grid_attention",

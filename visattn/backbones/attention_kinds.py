@@ -10,6 +10,7 @@ from torch import nn
 
 from visattn.attention import (
     AxialAttention,
+    FocalAttention,
     GridAttention,
     LinearAttention,
     LinformerAttention,
@@ -31,13 +32,14 @@ attention_kinds: dict[str, type[nn.Module]] = {
     "relative_bias": RelativeBiasAttention,
     "axial": AxialAttention,
     "pooled": PooledAttention,
+    "focal": FocalAttention,
     "linear": LinearAttention,
     "performer": PerformerAttention,
     "linformer": LinformerAttention,
     "nystrom": NystromAttention,
 }
 # Those that take height * width tokens and have no place for class tokens or registers.
-kinds_of_maps = ("window", "grid", "relative_bias", "axial", "pooled", "linformer")
+kinds_of_maps = ("window", "grid", "relative_bias", "axial", "pooled", "focal", "linformer")
 # Those that have no weights one by one that could be dropped.
 kinds_without_weights = ("axial", "linear", "performer", "linformer", "nystrom")
 
