@@ -2,6 +2,7 @@
 
 from visattn.attention.axial import AxialAttention, axial_attention
 from visattn.attention.chunked import chunked_attention
+from visattn.attention.cosine_window import CosineWindowAttention, cosine_window_attention
 from visattn.attention.deformable import (
     DeformableAttention,
     deformable_attention,
@@ -48,6 +49,7 @@ from visattn.attention.window import WindowAttention, window_attention, window_a
 __all__ = [
     "AdditiveAttentionPooling",
     "AxialAttention",
+    "CosineWindowAttention",
     "DeformableAttention",
     "FocalAttention",
     "GraphAttention",
@@ -70,6 +72,7 @@ __all__ = [
     "axial_attention",
     "box_edges",
     "chunked_attention",
+    "cosine_window_attention",
     "deformable_attention",
     "deformable_attention_weights",
     "dot_product_attention",

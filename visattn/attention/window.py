@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visattn.attention.dot_product import dot_product_attention
+from visattn.attention.dot_product import dot_product_attention, explicit_is_faster
 from visattn.attention.local import LocalAttention, relative_bias
 from visattn.attention.projected import pair
 
@@ -46,15 +47,12 @@ def window_attention(
 
     Source: Liu et al. 2021, https://arxiv.org/abs/2103.14030, section 3.2.
     """
-    grid = (query.shape[1], query.shape[2])
+    grid, heads = (query.shape[1], query.shape[2]), query.shape[3:]
     window_size, shift = check_window(grid, window_size, shift)
-    batch = query.shape[0]
     added = window_bias(grid, window_size, shift, bias, query)
-    query, key, value = (into_windows(tensor, window_size, shift) for tensor in (query, key, value))
-    if added is not None:  # the same for every image
-        added = added.expand(batch, *added.shape).flatten(0, 1) if added.shape[0] > 1 else added
-    attended = dot_product_attention(query, key, value, bias=added, dropout=dropout, scale=scale)
-    return from_windows(attended, grid, window_size, shift)
+    windows = [into_windows(cells.flatten(3), window_size, shift).unflatten(2, heads) for cells in (query, key, value)]
+    attended = attend_within(windows[0], windows[1], windows[2], added, dropout, scale)
+    return from_windows(attended, grid, window_size, shift).unflatten(3, heads)
 
 
 def window_attention_weights(
@@ -108,24 +106,51 @@ def axis_keys(length: int, window_size: int, shift: int) -> Tensor:
     return keys.masked_fill((keys < 0) | (keys >= length), -1)
 
 
+def attend_within(
+    query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, dropout: float, scale: float | None
+) -> Tensor:
+    """Attention among the tokens of each window.
+
+    Args:
+        query, key, value: (batch * windows, window tokens, heads, head_dim).
+        added: to the scores: (1 or windows, 1 or heads, window tokens, window tokens), the same for every image.
+        dropout, scale: see `window_attention`.
+
+    Returns:
+        (batch * windows, window tokens, heads * head_dim).
+    """
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    if added is None or added.shape[0] == 1:
+        attended = dot_product_attention(query, key, value, bias=added, dropout=dropout, scale=scale)
+    elif explicit_is_faster(query, key, value, added):  # with a dimension for the images, along which nothing is copied
+        query, key, value = (heads.unflatten(0, (-1, added.shape[0])) for heads in (query, key, value))
+        attended = dot_product_attention(query, key, value, bias=added, dropout=dropout, scale=scale).flatten(0, 1)
+    else:
+        added = added.expand(query.shape[0] // added.shape[0], *added.shape).flatten(0, 1)
+        attended = dot_product_attention(query, key, value, bias=added, dropout=dropout, scale=scale)
+    return attended.transpose(1, 2).flatten(2)
+
+
 def into_windows(cells: Tensor, window_size: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-    """(batch, height, width, heads, head_dim) -> (batch * windows, heads, tokens of a window, head_dim)."""
-    (high, wide), (_, height, width, _, _) = window_size, cells.shape
-    if -height % high or -width % wide:
-        cells = functional.pad(cells, (0, 0, 0, 0, 0, -width % wide, 0, -height % high))
+    """(batch, height, width, channels) -> (batch * windows, window tokens, channels)."""
+    high, wide = window_size
+    below, right = -cells.shape[1] % high, -cells.shape[2] % wide
+    if below or right:
+        cells = functional.pad(cells, (0, 0, 0, right, 0, below))
     if any(shift):
         cells = torch.roll(cells, (-shift[0], -shift[1]), dims=(1, 2))
-    cells = cells.unflatten(2, (-1, wide)).unflatten(1, (-1, high))  # (batch, rows, high, columns, wide, heads, d)
-    return cells.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(0, 2)
+    batch, height, width, channels = cells.shape
+    cells = cells.reshape(batch, height // high, high, width // wide, wide, channels)
+    return cells.transpose(2, 3).reshape(-1, high * wide, channels)
 
 
 def from_windows(
     windows: Tensor, grid: tuple[int, int], window_size: tuple[int, int], shift: tuple[int, int]
 ) -> Tensor:
-    """(batch * windows, heads, tokens of a window, head_dim) -> (batch, height, width, heads, head_dim)."""
+    """(batch * windows, window tokens, channels) -> (batch, height, width, channels)."""
     rows, columns = -(-grid[0] // window_size[0]), -(-grid[1] // window_size[1])
-    cells = windows.unflatten(2, window_size).unflatten(0, (-1, rows, columns))
-    cells = cells.permute(0, 1, 4, 2, 5, 3, 6).flatten(3, 4).flatten(1, 2)  # (batch, height, width, heads, head_dim)
+    cells = windows.reshape(-1, rows, columns, *window_size, windows.shape[2]).transpose(2, 3)
+    cells = cells.reshape(-1, rows * window_size[0], columns * window_size[1], windows.shape[2])
     if any(shift):
         cells = torch.roll(cells, shift, dims=(1, 2))
     return cells[:, : grid[0], : grid[1]]
@@ -139,28 +164,41 @@ def window_bias(
     query: Tensor,
 ) -> Tensor | None:
     """What is added to the scores: (1 or windows, 1 or heads, window tokens, window tokens), or None."""
-    (high, wide), device = window_size, query.device
-    added = None
-    if bias is not None:
-        added = relative_bias(bias, window_size)[None].to(query.dtype)
-    rows_padded, columns_padded = grid[0] + -grid[0] % high, grid[1] + -grid[1] % wide
-    if any(shift) or (rows_padded, columns_padded) != grid:
-        region = axis_regions(grid[0], rows_padded, high, shift[0])[:, None] * 4
-        region = region + axis_regions(grid[1], columns_padded, wide, shift[1])  # (rows_padded, columns_padded)
-        region = into_windows(region[None, :, :, None, None], window_size, (0, 0)).to(device)  # (windows, 1, n, 1)
-        mask = torch.zeros(region.shape[0], 1, high * wide, high * wide, dtype=query.dtype, device=device)
-        mask = mask.masked_fill(region != region.transpose(2, 3), float("-inf"))
-        added = mask if added is None else mask + added
-    return added
+    added = None if bias is None else relative_bias(bias, window_size)[None].to(query.dtype)
+    if not any(shift) and grid[0] % window_size[0] == 0 and grid[1] % window_size[1] == 0:
+        return added
+    # Compilers keep what is constant by themselves; what a tensor of another type makes is of its own kind.
+    keep = type(query) is Tensor and not torch.compiler.is_compiling()
+    mask = (kept_window_mask if keep else window_mask)(grid, window_size, shift, query.dtype, query.device)
+    return mask if added is None else mask + added
 
 
-def axis_regions(length: int, padded: int, window_size: int, shift: int) -> Tensor:
+def window_mask(
+    grid: tuple[int, int],
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """0 where tokens of a window are neighbors on the map, else -inf: (windows, 1, window tokens, window tokens)."""
+    rows, columns = (
+        axis_regions(side, side + -side % window, step)
+        for side, window, step in zip(grid, window_size, shift, strict=True)
+    )
+    region = into_windows((rows[:, None] * 4 + columns)[None, :, :, None], window_size, (0, 0))  # (windows, n, 1)
+    apart = (region != region.transpose(1, 2))[:, None].to(device)
+    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, float("-inf"))
+
+
+# What is made and kept within inference_mode could not serve a later training.
+kept_window_mask = lru_cache(maxsize=64)(torch.inference_mode(False)(window_mask))
+
+
+def axis_regions(length: int, padded: int, shift: int) -> Tensor:
     """Along one axis, after the shift, a number for what belongs together within a window: (padded,)."""
     place = (torch.arange(padded) + shift) % padded  # where a shifted cell comes from
-    region = torch.where(place >= length, 3, 0)
-    if shift:
-        region[padded - shift :] += 1 * (region[padded - shift :] == 0)
-    return region
+    wrapped = torch.arange(padded) >= padded - shift
+    return torch.where(place >= length, 3, wrapped.long())
 
 
 def check_window(
@@ -208,6 +246,9 @@ class WindowAttention(LocalAttention):
         extent = pair(window_size, "window_size")
         super().__init__(dim, num_heads, extent=extent, relative_position_bias=relative_position_bias, **options)
         self.window_size, self.shift = extent, pair(shift, "shift")
+        self.scale: float | None = None  # of the scores, as in `window_attention`
+        if any(step >= window for step, window in zip(self.shift, self.window_size, strict=True)):
+            raise ValueError(f"shift {self.shift} must be below window_size {self.window_size}")
 
     def fit(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """The window size and shift on this map."""
@@ -217,12 +258,27 @@ class WindowAttention(LocalAttention):
         )
         return (window_size[0], window_size[1]), (shift[0], shift[1])
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        window_size, shift = self.fit((query.shape[1], query.shape[2]))
-        return window_attention(query, key, value, window_size, shift, bias=bias, dropout=self.active_dropout())
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (batch, height * width, dim) of the grid (height, width) in, tokens of the same shape out.
+
+        Raises:
+            ValueError: the number of tokens isn't height * width.
+        """
+        if self.record is not None:
+            return super().forward(tokens, grid)
+        self.check_tokens(tokens, grid)
+        window_size, shift = self.fit(grid)
+        # Linear layers see each token by itself, so the map is cut into windows once, before them.
+        windows = into_windows(tokens.unflatten(1, grid), window_size, shift)  # (batch * windows, n, dim)
+        qkv = self.qkv(windows).unflatten(2, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.unbind(2)  # (batch * windows, n, heads, head_dim)
+        query, key = self.normalize(query, key)
+        added = window_bias(grid, window_size, shift, self.bias_for(window_size), query)
+        attended = attend_within(query, key, value, added, self.active_dropout(), self.scale)
+        return from_windows(self.project(attended), grid, window_size, shift).flatten(1, 2)
 
     def look(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         grid = (query.shape[1], query.shape[2])
         window_size, shift = self.fit(grid)
-        weights = window_attention_weights(query, key, window_size, shift, bias=bias)
+        weights = window_attention_weights(query, key, window_size, shift, scale=self.scale, bias=bias)
         return weights, window_keys(*grid, window_size, shift)

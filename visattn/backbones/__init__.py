@@ -14,6 +14,7 @@ from visattn.backbones.nat import (
 )
 from visattn.backbones.resnet import ResNetD
 from visattn.backbones.swin import SwinTransformer, swin_base, swin_small, swin_tiny
+from visattn.backbones.swin_v2 import SwinTransformerV2, swin_v2_32, swin_v2_base, swin_v2_small, swin_v2_tiny
 from visattn.backbones.timm_backbone import TimmBackbone
 from visattn.backbones.vit import (
     VisionTransformer,
@@ -33,6 +34,7 @@ __all__ = [
     "NeighborhoodAttentionTransformer",
     "ResNetD",
     "SwinTransformer",
+    "SwinTransformerV2",
     "TimmBackbone",
     "VisionTransformer",
     "cct_7_3x1_32",
@@ -48,6 +50,10 @@ __all__ = [
     "swin_base",
     "swin_small",
     "swin_tiny",
+    "swin_v2_32",
+    "swin_v2_base",
+    "swin_v2_small",
+    "swin_v2_tiny",
     "vit_base",
     "vit_local_base",
     "vit_local_small",

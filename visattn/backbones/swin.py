@@ -13,11 +13,11 @@ from torch.nn import functional
 from visattn.attention import WindowAttention
 from visattn.backbones.blocks import BlockDesign, TransformerBlock
 from visattn.backbones.embedding import PatchEmbedding
-from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
-from visattn.backbones.layers import drop_path_rates, initialize
+from visattn.backbones.features import as_pair, constructor_arguments
+from visattn.backbones.window_transformer import WindowStage, WindowTransformer, join_cells, plan_stages
 
 
-class SwinTransformer(Backbone):
+class SwinTransformer(WindowTransformer):
     """Images (B, channels, H, W) to `Features` with one map per stage, of stride `patch_size` * 2**stage.
 
     Args:
@@ -26,7 +26,7 @@ class SwinTransformer(Backbone):
         dim: channels of the first stage; each further stage doubles them.
         depths: blocks of each stage; every second block shifts its windows by half.
         num_heads: attention heads of each stage.
-        window_size: side of a window in tokens, of all stages or one for each.
+        window_size: side of a window in tokens, of all stages, or one for each or (vertical, horizontal) for each.
         head_dim: channels of a head; None divides the stage's channels by its heads.
         mlp_ratio: hidden channels of the MLP / channels.
         qkv_bias: biases of query, key and value.
@@ -51,7 +51,7 @@ class SwinTransformer(Backbone):
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
         *,
-        window_size: int | Sequence[int] = 7,
+        window_size: int | Sequence[int | Sequence[int]] = 7,
         head_dim: int | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
@@ -63,97 +63,30 @@ class SwinTransformer(Backbone):
         drop_path: float = 0.0,
     ) -> None:
         arguments = constructor_arguments(locals())
-        super().__init__()
-        self.arguments = arguments
-        windows = (window_size,) * len(depths) if isinstance(window_size, int) else tuple(window_size)
-        if not len(depths) == len(num_heads) == len(windows):
-            raise ValueError(f"depths {depths}, num_heads {num_heads} and window_size {window_size} differ in stages")
-        if padding not in ("after_shift", "before_shift"):
-            raise ValueError(f"padding {padding!r} is unknown; choose after_shift or before_shift")
-        self.image_size = as_pair(image_size)
-        self.channels = tuple(dim * 2**stage for stage in range(len(depths)))
-        self.strides = tuple(patch_size * 2**stage for stage in range(len(depths)))
-        self.depths = tuple(depths)
-        self.num_features = self.channels[-1]
-        self.num_prefix_tokens = 0
-        self.num_layers = sum(depths) + 1
-
         norm = partial(nn.LayerNorm, eps=norm_eps)
-        self.patch_embedding = PatchEmbedding(in_channels, dim, patch_size, norm=norm(dim))
-        rates = iter(drop_path_rates(drop_path, sum(depths)))
-        self.stages = nn.ModuleList()
-        for index, (channels, stride, depth, heads) in enumerate(
-            zip(self.channels, self.strides, depths, num_heads, strict=True)
-        ):
-            design = BlockDesign(channels, mlp_ratio, norm_eps=norm_eps, dropout=dropout)
-            height, width = (-(-side // stride) for side in self.image_size)  # of the map
-            window = (min(windows[index], height), min(windows[index], width))
-            attention = partial(
-                WindowAttention,
-                channels,
-                heads,
-                window_size=window,
-                head_dim=head_dim,
-                qkv_bias=qkv_bias,
-                dropout=attention_dropout,
-            )
-            shifts = ((0, 0), (window[0] // 2, window[1] // 2))
-            self.stages.append(
-                SwinStage(
-                    None if index == 0 else PatchMerging(channels // 2, norm(2 * channels)),
-                    [
-                        SwinBlock(design, attention, next(rates), window, shifts[block % 2], padding)
-                        for block in range(depth)
-                    ],
-                )
-            )
-        self.norm = norm(self.num_features)
-        self.initialize()
+        options = {"head_dim": head_dim, "qkv_bias": qkv_bias, "dropout": attention_dropout}
 
-    def initialize(self) -> None:
-        """Draws new weights, normal with standard deviation 0.02."""
-        self.apply(initialize)
+        def make_block(stage: WindowStage, shift: tuple[int, int], rate: float) -> SwinBlock:
+            design = BlockDesign(stage.channels, mlp_ratio, norm_eps=norm_eps, dropout=dropout)
+            attention = partial(WindowAttention, stage.channels, stage.num_heads, **options)
+            return SwinBlock(design, attention, rate, stage.window_size, shift, padding)
 
-    def forward(self, images: Tensor) -> Features:
-        """Images (B, channels, H, W) of any size to `Features`; the last map is normalised as `tokens` are."""
-        tokens, grid = self.patch_embedding(images)  # (B, height * width, dim)
-        maps = []
-        for stage in self.stages:
-            tokens, grid = stage(tokens, grid)  # (B, N_i, C_i)
-            maps.append(tokens.transpose(1, 2).unflatten(2, grid))  # (B, C_i, height, width)
-        tokens = self.norm(tokens)
-        maps[-1] = tokens.transpose(1, 2).unflatten(2, grid)
-        return Features(tuple(maps), tokens, tokens.mean(dim=1))
-
-    def layer_of(self, parameter_name: str) -> int:
-        """0 for the embedding, i for the i-th block (from 1) of all stages; a downsampling goes with the next block."""
-        if parameter_name.startswith("norm."):
-            return self.num_layers - 1
-        if not parameter_name.startswith("stages."):
-            return 0
-        _, stage, part, *rest = parameter_name.split(".")
-        before = sum(self.depths[: int(stage)])
-        return before + 1 + (int(rest[0]) if part == "blocks" else 0)
-
-
-class SwinStage(nn.Module):
-    """Patch merging, if there is any, and the blocks on the resulting map; tokens and grid in and out."""
-
-    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        if self.downsample is not None:
-            tokens, grid = self.downsample(tokens, grid)
-        for block in self.blocks:
-            tokens = block(tokens, grid)
-        return tokens, grid
+        super().__init__(
+            image_size,
+            plan_stages(image_size, patch_size, dim, depths, num_heads, window_size),
+            depths,
+            patch_embedding=PatchEmbedding(in_channels, dim, patch_size, norm=norm(dim)),
+            patch_size=patch_size,
+            norm=norm,
+            make_block=make_block,
+            make_merging=lambda channels: PatchMerging(channels, norm(4 * channels)),
+            drop_path=drop_path,
+        )
+        self.arguments = arguments
 
 
 class PatchMerging(nn.Module):
-    """Joins 2x2 tokens into one of twice the channels; an odd side is padded with zeros.
+    """Joins 2x2 tokens into one of twice the channels, normalised before; an odd side is padded with zeros.
 
     (B, height * width, dim) -> (B, ceil(height / 2) * ceil(width / 2), 2 * dim).
     """
@@ -164,19 +97,23 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        cells = tokens.unflatten(1, grid)  # (B, height, width, dim)
-        if grid[0] % 2 or grid[1] % 2:
-            cells = functional.pad(cells, (0, 0, 0, grid[1] % 2, 0, grid[0] % 2))
-        batch, height, width, dim = cells.shape
-        cells = cells.reshape(batch, height // 2, 2, width // 2, 2, dim)
-        cells = cells.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)  # down the columns first, as published
-        return self.reduction(self.norm(cells)), (height // 2, width // 2)
+        tokens, grid = join_cells(tokens, grid)
+        return self.reduction(self.norm(tokens)), grid
 
 
 class SwinBlock(TransformerBlock):
     """A transformer block whose windows cover a padded map where they don't divide it.
 
     The padding are zeros behind the norm; they take part as keys, as in the published networks.
+
+    Args:
+        design, drop_path: see `Block`.
+        attention: makes a `WindowAttention`, given its window_size and shift.
+        window_size, shift: (vertical, horizontal) in tokens.
+        padding: see `SwinTransformer`.
+
+    Raises:
+        ValueError: the padding is unknown.
     """
 
     def __init__(
@@ -188,7 +125,9 @@ class SwinBlock(TransformerBlock):
         shift: tuple[int, int],
         padding: str,
     ) -> None:
-        super().__init__(design, partial(attention, shift=shift), drop_path)
+        if padding not in ("after_shift", "before_shift"):
+            raise ValueError(f"padding {padding!r} is unknown; choose after_shift or before_shift")
+        super().__init__(design, partial(attention, window_size=window_size, shift=shift), drop_path)
         self.window_size, self.shift, self.padding = window_size, shift, padding
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
