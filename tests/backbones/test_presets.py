@@ -17,6 +17,10 @@ presets = {
     "swin_base": 86.7,
     "local_hybrid_tiny": 3.7,
     "local_hybrid_small": 17.5,
+    "botnet_32": 1.5,
+    "botnet50": 18.8,
+    "augmented_resnet_32": 2.7,
+    "augmented_resnet50": 23.8,
     "nat_32": 2.5,
     "nat_mini": 19.5,
     "nat_tiny": 27.4,
@@ -67,7 +71,7 @@ def test_layers_of_every_preset_rise_with_the_depth(name):
 
 @pytest.mark.parametrize("name", presets)
 def test_sizes_grow_from_tiny_to_base(name):
-    family, size = name.rsplit("_", 1)
+    family, _, size = name.rpartition("_")
     if size in ("small", "base"):
         smaller = {"small": "tiny", "base": "small"}[size]
         assert presets[f"{family}_{smaller}"] < presets[name]

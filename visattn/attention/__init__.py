@@ -43,6 +43,11 @@ from visattn.attention.neighborhood import (
 from visattn.attention.neighborhood_axes import neighborhood_attention_1d, neighborhood_attention_3d
 from visattn.attention.pooled import PooledAttention, pooled_attention
 from visattn.attention.pooling import AdditiveAttentionPooling, HierarchicalAttentionPooling, SequencePooling
+from visattn.attention.relative_position import (
+    RelativePositionAttention,
+    relative_position_attention,
+    relative_position_attention_weights,
+)
 from visattn.attention.ring import RingAttention, gather_tokens, ring_attention, tokens_here
 from visattn.attention.window import WindowAttention, window_attention, window_attention_weights, window_keys
 
@@ -65,6 +70,7 @@ __all__ = [
     "NystromAttention",
     "PerformerAttention",
     "PooledAttention",
+    "RelativePositionAttention",
     "RingAttention",
     "SequencePooling",
     "WindowAttention",
@@ -94,6 +100,8 @@ __all__ = [
     "orthogonal_projection",
     "performer_attention",
     "pooled_attention",
+    "relative_position_attention",
+    "relative_position_attention_weights",
     "ring_attention",
     "tokens_here",
     "window_attention",

@@ -1,5 +1,7 @@
 """Backbones: images to `Features`. One file per family; the presets below are the names of the model zoo."""
 
+from visattn.backbones.augmented_resnet import AugmentedResNet, augmented_resnet50, augmented_resnet_32
+from visattn.backbones.botnet import BoTNet, botnet50, botnet_32
 from visattn.backbones.cct import CompactConvolutionalTransformer, cct_7_3x1_32, cct_14_7x2
 from visattn.backbones.features import Backbone, Features
 from visattn.backbones.hybrid import LocalHybrid, local_hybrid_small, local_hybrid_tiny
@@ -27,7 +29,9 @@ from visattn.backbones.vit import (
 )
 
 __all__ = [
+    "AugmentedResNet",
     "Backbone",
+    "BoTNet",
     "CompactConvolutionalTransformer",
     "Features",
     "LocalHybrid",
@@ -37,6 +41,10 @@ __all__ = [
     "SwinTransformerV2",
     "TimmBackbone",
     "VisionTransformer",
+    "augmented_resnet50",
+    "augmented_resnet_32",
+    "botnet50",
+    "botnet_32",
     "cct_7_3x1_32",
     "cct_14_7x2",
     "dinat_32",

@@ -47,6 +47,8 @@ _backbones = {
         backbones.LocalHybrid,
         backbones.TimmBackbone,
         backbones.ResNetD,
+        backbones.BoTNet,
+        backbones.AugmentedResNet,
         backbones.NeighborhoodAttentionTransformer,
         backbones.CompactConvolutionalTransformer,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from visattn.attention.low_rank import mixture_on
+from visattn.attention.relative_position import resample_distances
 from visattn.backbones import CompactConvolutionalTransformer, SwinTransformer, VisionTransformer
 from visattn.backbones.embedding import resample_positions
 from visattn.checkpoints.native import load_strictly
@@ -41,6 +42,8 @@ def fit_image_size(
         if name.endswith(("key_mixture", "value_mixture")) and weights[name].shape != expected.shape:
             grid = (expected.shape[1], expected.shape[2])
             weights[name] = mixture_on(weights[name], grid).unflatten(1, grid)
+        if name.endswith(("row_positions", "column_positions")) and weights[name].shape != expected.shape:
+            weights[name] = resample_distances(weights[name], (expected.shape[0] + 1) // 2)
     load_strictly(resized, weights, f"fitting the positions to {image_size[0]}x{image_size[1]} pixels")
     model.backbone = resized
     if not isinstance(model, ImageClassifier) and model.encoder is not None:
