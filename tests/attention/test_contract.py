@@ -10,6 +10,7 @@ from visattn.attention import (
     focal_attention,
     grid_attention,
     neighborhood_attention,
+    relative_bias_attention,
     window_attention,
 )
 
@@ -30,6 +31,7 @@ kinds = {
     "windows, shifted": (partial(window_attention, window_size=(3, 4), shift=(1, 2)), (7, 11), (5, 7)),
     "grid": (partial(grid_attention, grid_size=(3, 4)), (7, 11), (5, 7)),
     "focal": (partial(focal_attention, window_size=3, levels=((1, 5), (2, 3))), (7, 11), None),
+    "relative bias": (relative_bias_attention, (5, 7), (9, 13)),
 }
 
 

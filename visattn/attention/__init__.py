@@ -43,6 +43,7 @@ from visattn.attention.neighborhood import (
 from visattn.attention.neighborhood_axes import neighborhood_attention_1d, neighborhood_attention_3d
 from visattn.attention.pooled import PooledAttention, pooled_attention
 from visattn.attention.pooling import AdditiveAttentionPooling, HierarchicalAttentionPooling, SequencePooling
+from visattn.attention.relative_bias import RelativeBiasAttention, relative_bias_attention
 from visattn.attention.relative_position import (
     RelativePositionAttention,
     relative_position_attention,
@@ -70,6 +71,7 @@ __all__ = [
     "NystromAttention",
     "PerformerAttention",
     "PooledAttention",
+    "RelativeBiasAttention",
     "RelativePositionAttention",
     "RingAttention",
     "SequencePooling",
@@ -100,6 +102,7 @@ __all__ = [
     "orthogonal_projection",
     "performer_attention",
     "pooled_attention",
+    "relative_bias_attention",
     "relative_position_attention",
     "relative_position_attention_weights",
     "ring_attention",

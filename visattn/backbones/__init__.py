@@ -3,8 +3,10 @@
 from visattn.backbones.augmented_resnet import AugmentedResNet, augmented_resnet50, augmented_resnet_32
 from visattn.backbones.botnet import BoTNet, botnet50, botnet_32
 from visattn.backbones.cct import CompactConvolutionalTransformer, cct_7_3x1_32, cct_14_7x2
+from visattn.backbones.coatnet import CoAtNet, coatnet_0, coatnet_32
 from visattn.backbones.features import Backbone, Features
 from visattn.backbones.hybrid import LocalHybrid, local_hybrid_small, local_hybrid_tiny
+from visattn.backbones.maxvit import MaxViT, maxvit_32, maxvit_tiny
 from visattn.backbones.nat import (
     NeighborhoodAttentionTransformer,
     dinat_32,
@@ -32,9 +34,11 @@ __all__ = [
     "AugmentedResNet",
     "Backbone",
     "BoTNet",
+    "CoAtNet",
     "CompactConvolutionalTransformer",
     "Features",
     "LocalHybrid",
+    "MaxViT",
     "NeighborhoodAttentionTransformer",
     "ResNetD",
     "SwinTransformer",
@@ -47,11 +51,15 @@ __all__ = [
     "botnet_32",
     "cct_7_3x1_32",
     "cct_14_7x2",
+    "coatnet_0",
+    "coatnet_32",
     "dinat_32",
     "dinat_mini",
     "dinat_tiny",
     "local_hybrid_small",
     "local_hybrid_tiny",
+    "maxvit_32",
+    "maxvit_tiny",
     "nat_32",
     "nat_mini",
     "nat_tiny",

@@ -92,7 +92,12 @@ class CoAtNet(MobileNetwork):
         narrow = stem_dims[-1]
         for stage, (dim, depth, kinds) in enumerate(zip(dims, depths, layout, strict=True)):
             design = BlockDesign(
-                dim, mlp_ratio, activation=activation, norm=norm, norm_eps=norm_eps, layer_scale=layer_scale,
+                dim,
+                mlp_ratio,
+                activation=activation,
+                norm=norm,
+                norm_eps=norm_eps,
+                layer_scale=layer_scale,
                 dropout=dropout,
             )
             blocks = nn.ModuleList()

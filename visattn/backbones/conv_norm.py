@@ -103,9 +103,7 @@ class ConvNorm(FoldableConvolution):
             raise ValueError(f"activation {activation!r} is unknown; choose one of none, {', '.join(_activations)}")
         self.pads = padding == "same" and stride > 1  # at a stride of 1 both are the same
         border = 0 if self.pads else kernel_size // 2
-        self.convolution = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, border, groups=groups, bias=bias
-        )
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, border, groups=groups, bias=bias)
         make_norm = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
         self.norm: Any = make_norm(out_channels, eps=norm_eps)
         self.activation = activation
@@ -149,7 +147,7 @@ def sum_of_kernels(kernels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Te
 
 
 def pad_same(features: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """(B, C, H, W) with the zeros that TensorFlow's "SAME" adds: if their number is odd, more below and at the right."""
+    """(B, C, H, W) with the zeros of TensorFlow's "SAME": if their number is odd, more below and at the right."""
     down, across = (
         max((-(-side // stride) - 1) * stride + kernel_size - side, 0) for side in features.shape[-2:]
     )  # of all that is added along each axis

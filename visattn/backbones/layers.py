@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def make_norm(name: str, dim: int, eps: float) -> nn.Module:
-    """A norm over the last axis: "layer" (Ba et al. 2016), "rms" (Zhang & Sennrich 2019), or "none"; or over all others:
+    """A norm over the last axis: "layer" (Ba et al. 2016), "rms" (Zhang & Sennrich 2019) or "none"; or over all others:
     "batch" (Ioffe & Szegedy 2015).
 
     Raises:

@@ -83,7 +83,12 @@ class MaxViT(MobileNetwork):
         narrow = stem_dims[-1]
         for dim, depth in zip(dims, depths, strict=True):
             design = BlockDesign(
-                dim, mlp_ratio, activation=activation, norm=norm, norm_eps=norm_eps, layer_scale=layer_scale,
+                dim,
+                mlp_ratio,
+                activation=activation,
+                norm=norm,
+                norm_eps=norm_eps,
+                layer_scale=layer_scale,
                 dropout=dropout,
             )
             options: dict[str, Any] = {

@@ -94,9 +94,7 @@ class MobileConvolution(nn.Module):
         self.norm_activation = self.activation if design.norm_activation else "none"
         self.pooling_stride = strides[0]
         self.expand = ConvNorm(in_channels, hidden, **norm)
-        self.depthwise = ConvNorm(
-            hidden, hidden, 3, stride=strides[1], groups=hidden, padding=design.padding, **norm
-        )
+        self.depthwise = ConvNorm(hidden, hidden, 3, stride=strides[1], groups=hidden, padding=design.padding, **norm)
         self.excitation = SqueezeExcitation(hidden, max(squeezed, 1), design.excitation_activation)
         self.excitation_first = design.excitation_first
         self.project = nn.Conv2d(hidden, out_channels, 1, bias=design.output_bias)
@@ -195,7 +193,7 @@ class ConvolutionalStem(nn.Module):
 
 
 def pool(features: Tensor, stride: int, kind: str) -> Tensor:
-    """"average" of 2x2 cells or "max" of 3x3: (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)); stride 1: nothing.
+    """The average of 2x2 cells or the max of 3x3: (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)); stride 1: nothing.
 
     At an odd border there are fewer cells, and the average is that of those.
     """

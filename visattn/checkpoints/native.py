@@ -49,6 +49,8 @@ _backbones = {
         backbones.ResNetD,
         backbones.BoTNet,
         backbones.AugmentedResNet,
+        backbones.MaxViT,
+        backbones.CoAtNet,
         backbones.NeighborhoodAttentionTransformer,
         backbones.CompactConvolutionalTransformer,
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from visattn.backbones import Backbone, SwinTransformer, VisionTransformer
+from visattn.checkpoints.maxvit import maxvit_backbone, maxvit_weights
 from visattn.checkpoints.native import CheckpointError, load_strictly
 from visattn.data.preprocess import Preprocess
 from visattn.heads import ImageClassifier
@@ -335,4 +336,5 @@ families: dict[
     "VisionTransformer": (vit_backbone, vit_weights),
     "VisionTransformerDistilled": (vit_backbone, vit_weights),
     "SwinTransformer": (swin_backbone, swin_weights),
+    "MaxxVit": (maxvit_backbone, maxvit_weights),
 }
