@@ -9,6 +9,10 @@ small_models = {
     "vit": lambda size: backbones.vit_tiny(size, patch_size=8, dim=24, depth=2, num_registers=1),
     "vit_local": lambda size: backbones.vit_local_tiny(size, patch_size=8, dim=24, depth=4, num_heads=2, kernel_size=3),
     "swin": lambda size: backbones.swin_tiny(size, dim=12, depths=(2, 1, 2), num_heads=(1, 2, 3), window_size=3),
+    "pvt_v2": lambda size: backbones.pvt_v2_32(
+        size, dims=(16, 24, 32), depths=(1, 2, 1), num_heads=(1, 2, 4), mlp_ratios=(2, 2, 2), stem_dim=8
+    ),
+    "hiera": lambda size: backbones.hiera_32(size, dim=12, depths=(1, 2, 1), num_heads=(1, 2, 3), stem_dim=8),
     "local_hybrid": lambda size: backbones.local_hybrid_tiny(
         size, dims=(16, 24), depths=(1, 2), num_heads=(2, 3), stem_dim=8, kernel_size=3
     ),
@@ -91,7 +95,7 @@ def test_layers_cover_all_depths_in_the_order_of_the_forward_pass(make):
     block_layers = {
         name.split("attention")[0]: backbone.layer_of(name)
         for name, _ in backbone.named_parameters()
-        if name.endswith("attention.qkv.weight")
+        if name.endswith(("attention.qkv.weight", "attention.query.weight"))
     }
     assert list(block_layers.values()) == list(range(1, backbone.num_layers))
     for name, _ in backbone.named_parameters():

@@ -17,6 +17,12 @@ presets = {
     "swin_base": 86.7,
     "local_hybrid_tiny": 3.7,
     "local_hybrid_small": 17.5,
+    "pvt_v2_32": 2.8,
+    "pvt_v2_b0": 3.4,
+    "pvt_v2_b1": 13.5,
+    "pvt_v2_b2": 24.8,
+    "hiera_32": 3.0,
+    "hiera_tiny": 27.1,
     "maxvit_32": 3.4,
     "maxvit_tiny": 30.4,
     "coatnet_32": 2.2,
@@ -68,9 +74,11 @@ def test_features_of_every_preset_keep_the_contract(name, trained_size, size):
 @pytest.mark.parametrize("name", presets)
 def test_layers_of_every_preset_rise_with_the_depth(name):
     backbone = build(name, 224)
-    blocks = [backbone.layer_of(key) for key, _ in backbone.named_parameters() if key.endswith("attention.qkv.weight")]
+    names = [key for key, _ in backbone.named_parameters()]
+    first = ("attention.qkv.weight", "attention.query.weight")
+    blocks = [backbone.layer_of(key) for key in names if key.endswith(first)]
     assert blocks == list(range(1, backbone.num_layers))
-    assert {backbone.layer_of(key) for key, _ in backbone.named_parameters()} == set(range(backbone.num_layers))
+    assert {backbone.layer_of(key) for key in names} == set(range(backbone.num_layers))
 
 
 @pytest.mark.parametrize("name", presets)

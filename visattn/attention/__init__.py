@@ -33,6 +33,12 @@ from visattn.attention.low_rank import (
     linformer_attention,
     nystrom_attention,
 )
+from visattn.attention.mask_unit import (
+    MaskUnitAttention,
+    mask_unit_attention,
+    mask_unit_attention_weights,
+    mask_unit_keys,
+)
 from visattn.attention.mixed import MixedAttention
 from visattn.attention.neighborhood import (
     NeighborhoodAttention,
@@ -65,6 +71,7 @@ __all__ = [
     "KeyValueCache",
     "LinearAttention",
     "LinformerAttention",
+    "MaskUnitAttention",
     "MixedAttention",
     "MultiHeadAttention",
     "NeighborhoodAttention",
@@ -92,6 +99,9 @@ __all__ = [
     "grid_keys",
     "linear_attention",
     "linformer_attention",
+    "mask_unit_attention",
+    "mask_unit_attention_weights",
+    "mask_unit_keys",
     "nearest_neighbor_edges",
     "neighborhood_attention",
     "neighborhood_attention_1d",

@@ -5,6 +5,7 @@ from visattn.backbones.botnet import BoTNet, botnet50, botnet_32
 from visattn.backbones.cct import CompactConvolutionalTransformer, cct_7_3x1_32, cct_14_7x2
 from visattn.backbones.coatnet import CoAtNet, coatnet_0, coatnet_32
 from visattn.backbones.features import Backbone, Features
+from visattn.backbones.hiera import Hiera, hiera_32, hiera_tiny
 from visattn.backbones.hybrid import LocalHybrid, local_hybrid_small, local_hybrid_tiny
 from visattn.backbones.maxvit import MaxViT, maxvit_32, maxvit_tiny
 from visattn.backbones.nat import (
@@ -16,6 +17,7 @@ from visattn.backbones.nat import (
     nat_mini,
     nat_tiny,
 )
+from visattn.backbones.pvt_v2 import PyramidVisionTransformer, pvt_v2_32, pvt_v2_b0, pvt_v2_b1, pvt_v2_b2
 from visattn.backbones.resnet import ResNetD
 from visattn.backbones.swin import SwinTransformer, swin_base, swin_small, swin_tiny
 from visattn.backbones.swin_v2 import SwinTransformerV2, swin_v2_32, swin_v2_base, swin_v2_small, swin_v2_tiny
@@ -37,9 +39,11 @@ __all__ = [
     "CoAtNet",
     "CompactConvolutionalTransformer",
     "Features",
+    "Hiera",
     "LocalHybrid",
     "MaxViT",
     "NeighborhoodAttentionTransformer",
+    "PyramidVisionTransformer",
     "ResNetD",
     "SwinTransformer",
     "SwinTransformerV2",
@@ -56,6 +60,8 @@ __all__ = [
     "dinat_32",
     "dinat_mini",
     "dinat_tiny",
+    "hiera_32",
+    "hiera_tiny",
     "local_hybrid_small",
     "local_hybrid_tiny",
     "maxvit_32",
@@ -63,6 +69,10 @@ __all__ = [
     "nat_32",
     "nat_mini",
     "nat_tiny",
+    "pvt_v2_32",
+    "pvt_v2_b0",
+    "pvt_v2_b1",
+    "pvt_v2_b2",
     "swin_base",
     "swin_small",
     "swin_tiny",

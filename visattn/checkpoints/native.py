@@ -47,6 +47,8 @@ _backbones = {
         backbones.LocalHybrid,
         backbones.TimmBackbone,
         backbones.ResNetD,
+        backbones.PyramidVisionTransformer,
+        backbones.Hiera,
         backbones.BoTNet,
         backbones.AugmentedResNet,
         backbones.MaxViT,

@@ -6,7 +6,7 @@ import torch
 
 from visattn.attention.low_rank import mixture_on
 from visattn.attention.relative_position import resample_distances
-from visattn.backbones import CompactConvolutionalTransformer, SwinTransformer, VisionTransformer
+from visattn.backbones import CompactConvolutionalTransformer, Hiera, SwinTransformer, VisionTransformer
 from visattn.backbones.embedding import resample_positions
 from visattn.checkpoints.native import load_strictly
 from visattn.heads import ImageCaptioner, ImageClassifier, VisualQuestionAnswerer
@@ -26,7 +26,7 @@ def fit_image_size(
     backbone = model.backbone
     resized = type(backbone)(**backbone.arguments | {"image_size": image_size})
     weights = backbone.state_dict()
-    positioned = VisionTransformer | CompactConvolutionalTransformer
+    positioned = VisionTransformer | CompactConvolutionalTransformer | Hiera
     if isinstance(backbone, positioned) and isinstance(resized, positioned):
         table = backbone.position_embedding
         if table is not None:

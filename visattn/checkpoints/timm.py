@@ -6,6 +6,7 @@ renamed. So every variant that timm knows is known here, at the version of timm 
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import sys
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from visattn.backbones import Backbone, SwinTransformer, VisionTransformer
 from visattn.checkpoints.maxvit import maxvit_backbone, maxvit_weights
+from visattn.checkpoints.hiera import hiera_backbone, hiera_weights
 from visattn.checkpoints.native import CheckpointError, load_strictly
+from visattn.checkpoints.pvt_v2 import pvt_v2_backbone, pvt_v2_weights
 from visattn.data.preprocess import Preprocess
 from visattn.heads import ImageClassifier
 
@@ -128,10 +131,11 @@ def skeleton(
     if num_classes is None:
         head = weights.get("head.weight", weights.get("head.fc.weight"))
         num_classes = 0 if head is None else head.shape[0]
-    if image_size is not None:
-        arguments["img_size"] = image_size
     with torch.device("meta"):
         original = timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
+        if image_size is not None and "img_size" in inspect.signature(type(original)).parameters:
+            arguments["img_size"] = image_size
+            original = timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
     if type(original).__name__ not in families:
         raise CheckpointError(
             f"{origin}: {name} is a {type(original).__name__}; visattn reads timm's {', '.join(families)}"
@@ -336,5 +340,7 @@ families: dict[
     "VisionTransformer": (vit_backbone, vit_weights),
     "VisionTransformerDistilled": (vit_backbone, vit_weights),
     "SwinTransformer": (swin_backbone, swin_weights),
+    "PyramidVisionTransformerV2": (pvt_v2_backbone, pvt_v2_weights),
+    "Hiera": (hiera_backbone, hiera_weights),
     "MaxxVit": (maxvit_backbone, maxvit_weights),
 }

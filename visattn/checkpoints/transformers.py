@@ -1,4 +1,4 @@
-"""The layout of transformers: ViT, DeiT, DINOv2 (also with registers), Swin, NAT, with or without a classifier.
+"""The layout of transformers: ViT, DeiT, DINOv2, Swin, NAT, PVT v2 and Hiera, with or without a classifier.
 
 It is read from the keys and `config.json` alone; the package itself isn't needed. Captioners have files of their own:
 vision_encoder_decoder.py, git.py, blip.py.
@@ -13,10 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visattn.backbones import Backbone, NeighborhoodAttentionTransformer, SwinTransformer, VisionTransformer
+from visattn.backbones import (
+    Backbone,
+    Hiera,
+    NeighborhoodAttentionTransformer,
+    PyramidVisionTransformer,
+    SwinTransformer,
+    VisionTransformer,
+)
 from visattn.backbones.features import as_pair
+from visattn.checkpoints.hiera import transformers_hiera_backbone, transformers_hiera_weights
 from visattn.checkpoints.nat import nat_backbone, nat_weights
 from visattn.checkpoints.native import CheckpointError, load_strictly
+from visattn.checkpoints.pvt_v2 import transformers_pvt_v2_backbone, transformers_pvt_v2_weights
 from visattn.data.preprocess import Preprocess
 from visattn.heads import ImageClassifier
 
@@ -97,6 +106,8 @@ def read_backbone(
         "swin": swin,
         "nat": nat_backbone,
         "dinat": nat_backbone,
+        "pvt_v2": transformers_pvt_v2_backbone,
+        "hiera": transformers_hiera_backbone,
     }
     kind = config.get("model_type")
     if kind not in makers:
@@ -192,6 +203,10 @@ def backbone_weights(weights: Mapping[str, Tensor], backbone: Backbone) -> dict[
     backbone_only = {name: weight for name, weight in weights.items() if "classifier." not in name}
     if isinstance(backbone, NeighborhoodAttentionTransformer):
         return nat_weights(backbone_only)
+    if isinstance(backbone, PyramidVisionTransformer):
+        return transformers_pvt_v2_weights(backbone_only)
+    if isinstance(backbone, Hiera):
+        return transformers_hiera_weights(backbone_only, backbone)
     renamed: dict[str, Tensor] = {}
     for name, tensor in rename(backbone_only, _names, _unused).items():
         stage = re.match(r"stages\.(\d+)\.downsample\.", name)
