@@ -9,6 +9,9 @@ small_models = {
     "vit": lambda size: backbones.vit_tiny(size, patch_size=8, dim=24, depth=2, num_registers=1),
     "vit_local": lambda size: backbones.vit_local_tiny(size, patch_size=8, dim=24, depth=4, num_heads=2, kernel_size=3),
     "swin": lambda size: backbones.swin_tiny(size, dim=12, depths=(2, 1, 2), num_heads=(1, 2, 3), window_size=3),
+    "swin_v2": lambda size: backbones.swin_v2_32(
+        size, dim=12, depths=(2, 1, 2), num_heads=(1, 2, 3), window_size=3, branch_scale=1.0
+    ),
     "pvt_v2": lambda size: backbones.pvt_v2_32(
         size, dims=(16, 24, 32), depths=(1, 2, 1), num_heads=(1, 2, 4), mlp_ratios=(2, 2, 2), stem_dim=8
     ),

@@ -22,6 +22,7 @@ from visattn.checkpoints.maxvit import maxvit_backbone, maxvit_weights
 from visattn.checkpoints.hiera import hiera_backbone, hiera_weights
 from visattn.checkpoints.native import CheckpointError, load_strictly
 from visattn.checkpoints.pvt_v2 import pvt_v2_backbone, pvt_v2_weights
+from visattn.checkpoints.swin_v2 import swin_v2_backbone, swin_v2_weights
 from visattn.data.preprocess import Preprocess
 from visattn.heads import ImageClassifier
 
@@ -267,7 +268,7 @@ def swin_backbone(original: Any, origin: str) -> Backbone:
         dim=original.embed_dim,
         depths=tuple(len(stage.blocks) for stage in original.layers),
         num_heads=tuple(block.attn.num_heads for block in first),
-        window_size=tuple(max(block.window_size) for block in first),
+        window_size=tuple(tuple(block.window_size) for block in first),
         mlp_ratio=first[0].mlp.fc1.out_features / original.embed_dim,
         qkv_bias=first[0].attn.qkv.bias is not None,
         in_channels=original.patch_embed.proj.in_channels,
@@ -340,6 +341,7 @@ families: dict[
     "VisionTransformer": (vit_backbone, vit_weights),
     "VisionTransformerDistilled": (vit_backbone, vit_weights),
     "SwinTransformer": (swin_backbone, swin_weights),
+    "SwinTransformerV2": (swin_v2_backbone, swin_v2_weights),
     "PyramidVisionTransformerV2": (pvt_v2_backbone, pvt_v2_weights),
     "Hiera": (hiera_backbone, hiera_weights),
     "MaxxVit": (maxvit_backbone, maxvit_weights),

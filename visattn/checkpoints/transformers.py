@@ -1,4 +1,4 @@
-"""The layout of transformers: ViT, DeiT, DINOv2, Swin, NAT, PVT v2 and Hiera, with or without a classifier.
+"""The layout of transformers: ViT, DeiT, DINOv2, Swin (V1 and V2), NAT, PVT v2 and Hiera, with or without a classifier.
 
 It is read from the keys and `config.json` alone; the package itself isn't needed. Captioners have files of their own:
 vision_encoder_decoder.py, git.py, blip.py.
@@ -19,6 +19,7 @@ from visattn.backbones import (
     NeighborhoodAttentionTransformer,
     PyramidVisionTransformer,
     SwinTransformer,
+    SwinTransformerV2,
     VisionTransformer,
 )
 from visattn.backbones.features import as_pair
@@ -26,6 +27,7 @@ from visattn.checkpoints.hiera import transformers_hiera_backbone, transformers_
 from visattn.checkpoints.nat import nat_backbone, nat_weights
 from visattn.checkpoints.native import CheckpointError, load_strictly
 from visattn.checkpoints.pvt_v2 import transformers_pvt_v2_backbone, transformers_pvt_v2_weights
+from visattn.checkpoints.swin_v2 import transformers_swin_v2_backbone, transformers_swin_v2_weights
 from visattn.data.preprocess import Preprocess
 from visattn.heads import ImageClassifier
 
@@ -104,6 +106,7 @@ def read_backbone(
         "dinov2": dino,
         "dinov2_with_registers": dino,
         "swin": swin,
+        "swinv2": transformers_swin_v2_backbone,
         "nat": nat_backbone,
         "dinat": nat_backbone,
         "pvt_v2": transformers_pvt_v2_backbone,
@@ -203,6 +206,8 @@ def backbone_weights(weights: Mapping[str, Tensor], backbone: Backbone) -> dict[
     backbone_only = {name: weight for name, weight in weights.items() if "classifier." not in name}
     if isinstance(backbone, NeighborhoodAttentionTransformer):
         return nat_weights(backbone_only)
+    if isinstance(backbone, SwinTransformerV2):
+        return transformers_swin_v2_weights(backbone_only)
     if isinstance(backbone, PyramidVisionTransformer):
         return transformers_pvt_v2_weights(backbone_only)
     if isinstance(backbone, Hiera):
