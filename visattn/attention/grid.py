@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visattn.attention.dot_product import dot_product_attention
 from visattn.attention.local import LocalAttention, relative_bias
 from visattn.attention.projected import pair
+from visattn.attention.window import attend_within
 
 
 def grid_attention(
@@ -45,33 +45,43 @@ def grid_attention(
 
     Source: Tu et al. 2022 (MaxViT, https://arxiv.org/abs/2204.01697), section 3.2.
     """
-    grid, size = (query.shape[1], query.shape[2]), check_grid_size((query.shape[1], query.shape[2]), grid_size)
+    grid, heads = (query.shape[1], query.shape[2]), query.shape[3:]
+    size = check_grid_size(grid, grid_size)
     steps = (-(-grid[0] // size[0]), -(-grid[1] // size[1]))
-    added = None if bias is None else relative_bias(bias, size).to(query.dtype)  # (heads, n, n)
-    if (steps[0] * size[0], steps[1] * size[1]) != grid:
-        exists = into_groups(torch.ones(1, *grid, 1, 1, device=query.device), size, steps) > 0  # (groups, 1, n, 1)
-        absent = torch.zeros(exists.shape[0], 1, 1, exists.shape[2], dtype=query.dtype, device=query.device)
-        absent = absent.masked_fill(~exists.transpose(2, 3), float("-inf"))
-        added = (absent if added is None else absent + added).repeat(query.shape[0], 1, 1, 1)
-    groups = [into_groups(tensor, size, steps) for tensor in (query, key, value)]
-    attended = dot_product_attention(groups[0], groups[1], groups[2], bias=added, dropout=dropout, scale=scale)
-    return from_groups(attended, grid, size, steps)
+    added = group_bias(grid, size, steps, bias, query)
+    groups = [into_groups(cells.flatten(3), size, steps).unflatten(2, heads) for cells in (query, key, value)]
+    attended = attend_within(groups[0], groups[1], groups[2], added, dropout, scale)
+    return from_groups(attended, grid, size, steps).unflatten(3, heads)
+
+
+def group_bias(
+    grid: tuple[int, int], size: tuple[int, int], steps: tuple[int, int], bias: Tensor | None, query: Tensor
+) -> Tensor | None:
+    """What is added to the scores: (1 or groups, 1 or heads, keys of a group, keys of a group), or None."""
+    added = None if bias is None else relative_bias(bias, size)[None].to(query.dtype)
+    if (steps[0] * size[0], steps[1] * size[1]) == grid:
+        return added
+    exists = into_groups(torch.ones(1, *grid, 1, device=query.device), size, steps) > 0  # (groups, n, 1)
+    absent = torch.zeros(exists.shape[0], 1, 1, exists.shape[1], dtype=query.dtype, device=query.device)
+    absent = absent.masked_fill(~exists.transpose(1, 2)[:, None], float("-inf"))
+    return absent if added is None else absent + added
 
 
 def into_groups(cells: Tensor, size: tuple[int, int], steps: tuple[int, int]) -> Tensor:
-    """(batch, height, width, heads, head_dim) -> (batch * groups, heads, keys of a group, head_dim)."""
+    """(batch, height, width, channels) -> (batch * groups, keys of a group, channels)."""
     below, right = size[0] * steps[0] - cells.shape[1], size[1] * steps[1] - cells.shape[2]
     if below or right:
-        cells = functional.pad(cells, (0, 0, 0, 0, 0, right, 0, below))
-    cells = cells.unflatten(2, (size[1], steps[1])).unflatten(1, (size[0], steps[0]))
-    return cells.permute(0, 2, 4, 5, 1, 3, 6).flatten(4, 5).flatten(0, 2)
+        cells = functional.pad(cells, (0, 0, 0, right, 0, below))
+    batch, _, _, channels = cells.shape
+    cells = cells.reshape(batch, size[0], steps[0], size[1], steps[1], channels).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(batch * steps[0] * steps[1], size[0] * size[1], channels)
 
 
 def from_groups(groups: Tensor, grid: tuple[int, int], size: tuple[int, int], steps: tuple[int, int]) -> Tensor:
     """The inverse of `into_groups`."""
-    cells = groups.unflatten(2, size).unflatten(0, (-1, *steps))  # (batch, *steps, heads, *size, head_dim)
-    cells = cells.permute(0, 4, 1, 5, 2, 3, 6).flatten(3, 4).flatten(1, 2)
-    return cells[:, : grid[0], : grid[1]]
+    batch, channels = groups.shape[0] // (steps[0] * steps[1]), groups.shape[2]
+    cells = groups.reshape(batch, *steps, *size, channels).permute(0, 3, 1, 4, 2, 5)
+    return cells.reshape(batch, size[0] * steps[0], size[1] * steps[1], channels)[:, : grid[0], : grid[1]]
 
 
 def grid_keys(height: int, width: int, grid_size: int | Sequence[int]) -> Tensor:
@@ -131,9 +141,23 @@ class GridAttention(LocalAttention):
         high, wide = (min(places, side) for places, side in zip(self.grid_size, grid, strict=True))
         return (high, wide), (-(-grid[0] // high), -(-grid[1] // wide))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        size, _ = self.fit((query.shape[1], query.shape[2]))
-        return grid_attention(query, key, value, size, bias=bias, dropout=self.active_dropout())
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (batch, height * width, dim) of the grid (height, width) in, tokens of the same shape out.
+
+        Raises:
+            ValueError: the number of tokens isn't height * width.
+        """
+        if self.record is not None:
+            return super().forward(tokens, grid)
+        self.check_tokens(tokens, grid)
+        size, steps = self.fit(grid)
+        # Linear layers see each token by itself, so the tokens are grouped once, before them.
+        groups = into_groups(tokens.unflatten(1, grid), size, steps)  # (batch * groups, n, dim)
+        query, key, value = self.qkv(groups).unflatten(2, (3, self.num_heads, self.head_dim)).unbind(2)
+        query, key = self.normalize(query, key)  # (batch * groups, n, heads, head_dim)
+        added = group_bias(grid, size, steps, self.bias_for(size), query)
+        attended = attend_within(query, key, value, added, self.active_dropout(), None)
+        return from_groups(self.project(attended), grid, size, steps).flatten(1, 2)
 
     def look(self, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         grid = (query.shape[1], query.shape[2])
