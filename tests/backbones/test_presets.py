@@ -19,6 +19,9 @@ presets = {
     "swin_v2_tiny": 27.6,
     "swin_v2_small": 49.0,
     "swin_v2_base": 86.9,
+    "vig_32": 3.4,
+    "vig_tiny": 6.2,
+    "pyramid_vig_tiny": 9.7,
     "local_hybrid_tiny": 3.7,
     "local_hybrid_small": 17.5,
     "pvt_v2_32": 2.8,
@@ -81,7 +84,7 @@ def test_layers_of_every_preset_rise_with_the_depth(name):
     names = [key for key, _ in backbone.named_parameters()]
     first = ("attention.qkv.weight", "attention.query.weight")
     blocks = [backbone.layer_of(key) for key in names if key.endswith(first)]
-    assert blocks == list(range(1, backbone.num_layers))
+    assert blocks == sorted(blocks)  # a block may have several attentions, or none
     assert {backbone.layer_of(key) for key in names} == set(range(backbone.num_layers))
 
 

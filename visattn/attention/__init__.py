@@ -33,6 +33,7 @@ from visattn.attention.low_rank import (
     linformer_attention,
     nystrom_attention,
 )
+from visattn.attention.map_graph import MapGraphAttention, map_graph_attention
 from visattn.attention.mask_unit import (
     MaskUnitAttention,
     mask_unit_attention,
@@ -71,6 +72,7 @@ __all__ = [
     "KeyValueCache",
     "LinearAttention",
     "LinformerAttention",
+    "MapGraphAttention",
     "MaskUnitAttention",
     "MixedAttention",
     "MultiHeadAttention",
@@ -99,6 +101,7 @@ __all__ = [
     "grid_keys",
     "linear_attention",
     "linformer_attention",
+    "map_graph_attention",
     "mask_unit_attention",
     "mask_unit_attention_weights",
     "mask_unit_keys",

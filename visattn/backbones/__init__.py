@@ -22,6 +22,7 @@ from visattn.backbones.resnet import ResNetD
 from visattn.backbones.swin import SwinTransformer, swin_base, swin_small, swin_tiny
 from visattn.backbones.swin_v2 import SwinTransformerV2, swin_v2_32, swin_v2_base, swin_v2_small, swin_v2_tiny
 from visattn.backbones.timm_backbone import TimmBackbone
+from visattn.backbones.vision_gnn import VisionGNN, pyramid_vig_tiny, vig_32, vig_tiny
 from visattn.backbones.vit import (
     VisionTransformer,
     vit_base,
@@ -48,6 +49,7 @@ __all__ = [
     "SwinTransformer",
     "SwinTransformerV2",
     "TimmBackbone",
+    "VisionGNN",
     "VisionTransformer",
     "augmented_resnet50",
     "augmented_resnet_32",
@@ -73,6 +75,7 @@ __all__ = [
     "pvt_v2_b0",
     "pvt_v2_b1",
     "pvt_v2_b2",
+    "pyramid_vig_tiny",
     "swin_base",
     "swin_small",
     "swin_tiny",
@@ -80,6 +83,8 @@ __all__ = [
     "swin_v2_base",
     "swin_v2_small",
     "swin_v2_tiny",
+    "vig_32",
+    "vig_tiny",
     "vit_base",
     "vit_local_base",
     "vit_local_small",

@@ -14,6 +14,7 @@ from visattn.attention import (
     GridAttention,
     LinearAttention,
     LinformerAttention,
+    MapGraphAttention,
     MixedAttention,
     MultiHeadAttention,
     NeighborhoodAttention,
@@ -21,6 +22,7 @@ from visattn.attention import (
     PerformerAttention,
     PooledAttention,
     RelativeBiasAttention,
+    RelativePositionAttention,
     WindowAttention,
 )
 
@@ -30,16 +32,28 @@ attention_kinds: dict[str, type[nn.Module]] = {
     "window": WindowAttention,
     "grid": GridAttention,
     "relative_bias": RelativeBiasAttention,
+    "relative_position": RelativePositionAttention,
     "axial": AxialAttention,
     "pooled": PooledAttention,
     "focal": FocalAttention,
+    "graph": MapGraphAttention,
     "linear": LinearAttention,
     "performer": PerformerAttention,
     "linformer": LinformerAttention,
     "nystrom": NystromAttention,
 }
 # Those that take height * width tokens and have no place for class tokens or registers.
-kinds_of_maps = ("window", "grid", "relative_bias", "axial", "pooled", "focal", "linformer")
+kinds_of_maps = (
+    "window",
+    "grid",
+    "relative_bias",
+    "relative_position",
+    "axial",
+    "pooled",
+    "focal",
+    "graph",
+    "linformer",
+)
 # Those that have no weights one by one that could be dropped.
 kinds_without_weights = ("axial", "linear", "performer", "linformer", "nystrom")
 
@@ -80,7 +94,7 @@ def choose_attention(
         return lambda: MixedAttention(dim, [make() for make in parts], **mixing)
     if kind == "local":
         options |= {"kernel_size": kernel_size, "dilation": dilation}
-    if kind in ("linformer", "relative_bias"):
+    if kind in ("linformer", "relative_bias", "relative_position"):
         options["grid"] = grid
     if kind not in kinds_without_weights:
         options["dropout"] = dropout
