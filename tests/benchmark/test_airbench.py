@@ -46,7 +46,7 @@ def test_it_learns_and_freezes_the_first_layer(data):
     torch.manual_seed(0)
     model = Airbench94(3, (16, 24, 24))
     losses = []
-    batches = augmented_batches(data, 30, 0, flip="alternating")
+    batches = augmented_batches(data, 30, 0)
     trained = train_airbench(
         model, first_images(data, 50), batches, steps_of(40), lambda passed, loss: losses.append(loss)
     )

@@ -11,7 +11,23 @@ def test_all_presets_are_measured_at_one_size_at_least():
     assert set(small_models()) | set(large_models()) == {"airbench94", *list_models()}
 
 
-def test_multiply_adds_of_convolutions_are_the_published_ones():
+sizes = [(name, 32) for name in small_models()]
+sizes += [(name, 224) for name in large_models() if not name.endswith(("_small", "_base"))]
+
+
+@pytest.mark.parametrize(("name", "image_size"), sizes)
+def test_networks_of_all_families_can_be_counted(name, image_size):
+    assert 5e6 < multiply_adds(name, image_size, 10) < 50e9
+
+
+@pytest.mark.parametrize(  # as published
+    ("name", "millions"), [("swin_tiny", 4500), ("pvt_v2_b0", 600), ("vit_base", 17_500), ("nat_mini", 2700)]
+)
+def test_multiply_adds_are_the_published_ones(name, millions):
+    assert multiply_adds(name, 224, 1000) / 1e6 == pytest.approx(millions, rel=0.06)
+
+
+def test_multiply_adds_of_the_reference_are_the_published_ones():
     # 3.6e14 operations in 9.9 epochs of 50,000 images, of which a training step needs three times the forward's.
     assert multiply_adds("airbench94", 32, 10) == pytest.approx(3.6e14 / 9.9 / 50_000 / 3 / 2, rel=0.03)
 

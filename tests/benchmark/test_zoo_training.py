@@ -6,6 +6,7 @@ import torch
 import visattn
 from tests.benchmark.cifar_folders import write_images
 from visattn.benchmark.airbench import Airbench94
+from visattn.benchmark.zoo_speed import build, small_models
 from visattn.benchmark.zoo_training import (
     Images,
     augmented_batches,
@@ -48,6 +49,7 @@ def test_time_passes_from_the_call_on():
 
 def test_training_ends_with_its_time(data):
     seen = []
+    start = time.perf_counter()
     trained = train_with_muon(
         small_model(),
         augmented_batches(data, 20, 0, erasing=0.2),
@@ -55,7 +57,7 @@ def test_training_ends_with_its_time(data):
         lambda passed, loss: seen.append(passed),
         learning_rate=6e-3,
     )
-    assert trained.seconds >= 0.5
+    assert time.perf_counter() - start >= 0.5
     assert trained.steps == len(seen)
     assert trained.images == 20 * trained.steps
     assert seen == sorted(seen)
@@ -101,3 +103,16 @@ def test_convolutional_networks_run_channels_last():
     assert memory_format(Airbench94()) == torch.channels_last
     assert memory_format(visattn.create_model("local_hybrid_tiny", 3, 32)) == torch.channels_last
     assert memory_format(small_model()) == torch.contiguous_format
+
+
+@pytest.mark.parametrize("name", [name for name in small_models()[1:] if name != "swin_tiny"])  # which takes longest
+def test_networks_of_all_families_can_be_trained(name, data):
+    torch.manual_seed(0)
+    model = build(name, 32, 3)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    batches = augmented_batches(data, 4, 0)
+    trained = train_with_muon(model, batches, steps_of(2), lambda passed, loss: None, learning_rate=6e-3)
+    assert trained.left_out == 0
+    assert all(tensor.isfinite().all() for tensor in trained.model.state_dict().values())
+    same = [torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)]
+    assert sum(same) / len(same) < 0.1  # such as what nothing depends on yet

@@ -108,6 +108,7 @@ class Plan(NamedTuple):
     batch_size: int
     airbench_batch_size: int
     learning_rate: float
+    weight_decay: float
     label_smoothing: float
     erasing: float
     seed: int
@@ -126,7 +127,8 @@ def accuracy(
     batch_size: Annotated[int, typer.Option(help="Of the zoo.")] = 128,
     airbench_batch_size: Annotated[int, typer.Option(help="Of airbench94.")] = 256,
     learning_rate: Annotated[float, typer.Option(help="Of the zoo, at its peak.")] = 6e-3,
-    label_smoothing: Annotated[float, typer.Option(help="Of the zoo; airbench94 has 0.2.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="Of the zoo's matrices and kernels.")] = 0.1,
+    label_smoothing: Annotated[float, typer.Option(help="Of the zoo; airbench94 has 0.2.")] = 0.2,
     erasing: Annotated[float, typer.Option(help="Probability of greyed rectangles, of the zoo.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     train_images: Annotated[int | None, typer.Option(help="So many, evenly from all.")] = None,
@@ -143,7 +145,17 @@ def accuracy(
     if views not in (1, 2, 6):
         raise typer.BadParameter(f"views {views} must be 1, 2 or 6", param_hint="--views")
     plan = Plan(
-        minutes, threads, dtype, views, batch_size, airbench_batch_size, learning_rate, label_smoothing, erasing, seed
+        minutes,
+        threads,
+        dtype,
+        views,
+        batch_size,
+        airbench_batch_size,
+        learning_rate,
+        weight_decay,
+        label_smoothing,
+        erasing,
+        seed,
     )
     torch.set_num_threads(threads)
     print_environment()
@@ -213,7 +225,7 @@ def train(model: Airbench94 | ImageClassifier, data: ImageSet, plan: Plan, show:
     """By the recipe that belongs to the network."""
     clock = elapsing(60 * plan.minutes)
     if isinstance(model, Airbench94):
-        batches = augmented_batches(data, plan.airbench_batch_size, plan.seed, flip="alternating")
+        batches = augmented_batches(data, plan.airbench_batch_size, plan.seed)
         return train_airbench(model, first_images(data, 1000), batches, clock, show)
     if model.backbone.adaptation_images:
         model.backbone.adapt(first_images(data, model.backbone.adaptation_images))
@@ -223,6 +235,7 @@ def train(model: Airbench94 | ImageClassifier, data: ImageSet, plan: Plan, show:
         clock,
         show,
         learning_rate=plan.learning_rate,
+        weight_decay=plan.weight_decay,
         label_smoothing=plan.label_smoothing,
         dtype=getattr(torch, plan.dtype),
     )

@@ -27,6 +27,15 @@ twin_cases = [
     Case("swin_tiny", "swin_tiny_patch4_window7_224", 224, {}),
     Case("swin_small", "swin_small_patch4_window7_224", 224, {}),
     Case("swin_base", "swin_base_patch4_window7_224", 224, {}),
+    Case("swin_v2_tiny", "swinv2_tiny_window8_256", 224, {"img_size": 224}),
+    Case("swin_v2_small", "swinv2_small_window8_256", 224, {"img_size": 224}),
+    Case("swin_v2_base", "swinv2_base_window8_256", 224, {"img_size": 224}),
+    Case("pvt_v2_b0", "pvt_v2_b0", 224, {}),
+    Case("pvt_v2_b1", "pvt_v2_b1", 224, {}),
+    Case("pvt_v2_b2", "pvt_v2_b2", 224, {}),
+    Case("hiera_tiny", "hiera_tiny_224", 224, {}),
+    Case("maxvit_tiny", "maxvit_tiny_tf_224", 224, {}),
+    Case("coatnet_0", "coatnet_0_224", 224, {}),
 ]
 
 

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from timm.optim import Muon
@@ -110,10 +110,14 @@ def epochs_of_indices(count: int, batch_size: int, seed: int) -> Iterator[tuple[
 
 
 def augmented_batches(
-    data: ImageSet, batch_size: int, seed: int, *, flip: float | Literal["alternating"] = 0.5, erasing: float = 0.0
+    data: ImageSet, batch_size: int, seed: int, *, erasing: float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Without end: training images (B, 3, H, W), shifted by up to 2 pixels, mirrored or not, and labels (B,)."""
-    augmentation = Augmentation(data.num_classes, seed, crop_padding=2, flip=flip, erasing=erasing)
+    """Without end: training images (B, 3, H, W), shifted by up to 2 pixels, alternately mirrored, and labels (B,).
+
+    Args:
+        erasing: probability of a greyed rectangle.
+    """
+    augmentation = Augmentation(data.num_classes, seed, crop_padding=2, flip="alternating", erasing=erasing)
     batches = ImageBatches(*data.train, data.preprocess, augmentation)
     for epoch, indices in epochs_of_indices(len(data.train.labels), batch_size, seed):
         yield batches.__getitems__([(epoch, index) for index in indices])
@@ -132,9 +136,9 @@ def train_with_muon(
     show: Show,
     *,
     learning_rate: float,
-    weight_decay: float = 0.05,
-    label_smoothing: float = 0.1,
-    warmup: float = 0.05,
+    weight_decay: float = 0.1,
+    label_smoothing: float = 0.2,
+    warmup: float = 0.1,
     dtype: torch.dtype = torch.float32,
 ) -> Trained:
     """The recipe of the zoo: Muon, a cosine over the time, clipped gradients, an average of the weights.
@@ -155,10 +159,10 @@ def train_with_muon(
     layout = memory_format(model)
     model.train().to(memory_format=layout)
     groups = parameter_groups(model, model.backbone, learning_rate, weight_decay)
-    optimizer = Muon(groups, betas=(0.9, 0.999), nesterov=True, ns_steps=3)
+    optimizer = Muon(groups, betas=(0.9, 0.95), momentum=0.9, nesterov=True, ns_steps=3)
     peaks = [group["lr"] for group in optimizer.param_groups]
     factor = warmup_cosine(round(1000 * warmup), 1000)
-    average = AveragedModel(model, multi_avg_fn=exponential_average(0.999), use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=exponential_average(0.995), use_buffers=True)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     stopwatch = Stopwatch()
     steps = left_out = seen = 0
