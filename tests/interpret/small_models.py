@@ -2,7 +2,7 @@
 
 import torch
 
-from visattn.backbones import SwinTransformer, VisionTransformer, local_hybrid_tiny
+from visattn.backbones import Hiera, PyramidVisionTransformer, SwinTransformer, VisionTransformer, local_hybrid_tiny
 from visattn.heads import ImageClassifier
 
 backbones = {
@@ -18,6 +18,8 @@ backbones = {
     "swin": lambda: SwinTransformer(32, 2, 12, (2, 2), (2, 4), window_size=4),
     "padded swin": lambda: SwinTransformer(44, 2, 12, (2, 2), (2, 4), window_size=4),
     "swin padded first": lambda: SwinTransformer(44, 2, 12, (2, 2), (2, 4), window_size=4, padding="before_shift"),
+    "pvt_v2": lambda: PyramidVisionTransformer(32, 2, (8, 12), (1, 2), (2, 3), reductions=(4, 2), mlp_ratios=(2, 2)),
+    "hiera": lambda: Hiera(36, 2, 12, (1, 2, 1), (1, 2, 3), unit_size=4, unit_attention=(True, True, False)),
     "hybrid": lambda: local_hybrid_tiny(32, dims=(16, 24), depths=(2, 2), num_heads=(2, 3), stem_dim=8),
 }
 
