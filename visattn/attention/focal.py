@@ -91,7 +91,8 @@ def windows_and_regions(
     batch, height, width, heads, _ = query.shape
     grid = (height, width)
     views = [level_views(grid, window, level) for level in levels]
-    keys, values = [], []
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
     for (reduction, _), (down, right) in zip(levels, views, strict=True):
         rows, columns = down.squares.to(query.device), right.squares.to(query.device)
         for cells, regions in ((key, keys), (value, values)):

@@ -24,6 +24,7 @@ from visattn.checkpoints import (
     timm,
     transformers,
     vision_encoder_decoder,
+    vision_gnn,
 )
 from visattn.checkpoints.native import CheckpointError, build_model, load_strictly, read_checkpoint, read_weights
 from visattn.checkpoints.resize import fit_image_size
@@ -87,8 +88,8 @@ def load_pretrained(
             `visattn[efficientnet]`), or an id on the Hugging Face hub such as
             "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k" or "nlpconnect/vit-gpt2-image-captioning".
         architecture: for a bare weights file, its name in timm, such as "vit_tiny_patch16_224"; its name in
-            Compact-Transformers, such as "cct_7_3x1_32"; or its name in the repository of DETR, which only
-            "detr_resnet50_dc5" and "detr_resnet101_dc5" need.
+            Compact-Transformers, such as "cct_7_3x1_32", or of Vision GNN, such as "pvig_ti_224_gelu"; or its name in
+            the repository of DETR, which only "detr_resnet50_dc5" and "detr_resnet101_dc5" need.
         num_classes: how many logits are wanted; another number than the source has gets a new head with random weights,
             to be trained. None keeps the source's.
         image_size: (height, width) in pixels, or one number, to fit the position tables to; None keeps the source's.
@@ -117,6 +118,8 @@ def load_pretrained(
         model = detr.build_original(read_weights(path), str(path), architecture)
     elif architecture in cct.original_architectures:
         model = cct.build_original(read_weights(path), str(path), architecture)
+    elif architecture in vision_gnn.original_architectures:
+        model = vision_gnn.build_original(read_weights(path), str(path), architecture)
     elif architecture is not None:
         model = timm.build({"architecture": architecture}, read_weights(path), str(path), size)
     else:
