@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from visattn import backbones
-from visattn.checkpoints import CheckpointError, cct, load_pretrained
+from visattn.checkpoints import CheckpointError, cct, load_pretrained, save_pretrained
 from visattn.heads import ImageClassifier
 
 # Of the published architectures: blocks, channels, heads, MLP ratio, convolutions, kernel, stride, side in pixels.
@@ -110,13 +110,16 @@ def test_a_published_name_says_depth_convolutions_and_size(architecture):
     assert f"{convolutions[0].kernel_size[0]}x{len(convolutions)}" == kernel
 
 
-def test_a_published_model_can_be_fitted_to_another_size_and_other_classes(tmp_path):
+def test_a_published_model_is_fitted_to_another_size_and_other_classes_and_saved(tmp_path):
     torch.manual_seed(0)
     torch.save(published_weights("cct_2_3x2_32", 11), tmp_path / "model.pth")
     model = load_pretrained(tmp_path / "model.pth", "cct_2_3x2_32", num_classes=3, image_size=(48, 64))
     assert model.backbone.position_embedding.shape == (1, 12 * 16, 128)
     assert model.preprocess.image_size == model.backbone.image_size == (48, 64)
-    assert model(torch.randn(2, 3, 48, 64)).shape == (2, 3)
+    images = torch.randn(2, 3, 48, 64)
+    save_pretrained(model, tmp_path / "ours")
+    with torch.no_grad():
+        assert torch.equal(load_pretrained(tmp_path / "ours")(images), model(images))
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

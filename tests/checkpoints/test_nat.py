@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from visattn import backbones
-from visattn.checkpoints import CheckpointError, load_pretrained
+from visattn.checkpoints import CheckpointError, load_pretrained, save_pretrained
 from visattn.heads import ImageClassifier
 from visattn.interpret import record_attention
 
@@ -232,6 +232,16 @@ def test_published_sizes_have_as_many_parameters(dinat, preset, depths):
     assert round(count / 1e6) == {"dinat_mini": 20, "dinat_tiny": 28}[preset]
     ours = [block.attention.dilation[0] for stage in models[0].backbone.stages for block in stage.blocks]
     assert ours == [layer.attention.self.dilation for level in original.dinat.encoder.levels for layer in level.layers]
+
+
+def test_a_loaded_model_comes_back_from_our_own_format(tmp_path):
+    torch.manual_seed(0)
+    save_file(published_weights(configs["dinat"], 11), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(configs["dinat"]))
+    model, images = load_pretrained(tmp_path), torch.randn(2, 3, 32, 32)
+    save_pretrained(model, tmp_path / "ours")
+    with torch.no_grad():
+        assert torch.equal(load_pretrained(tmp_path / "ours")(images), model(images))
 
 
 def test_recorded_weights_speak_of_the_map_and_not_of_its_padding(tmp_path):
