@@ -13,6 +13,8 @@ from visattn.attention import (
     axial_attention,
     chunked_attention,
     dot_product_attention,
+    focal_attention,
+    grid_attention,
     linear_attention,
     linformer_attention,
     neighborhood_attention,
@@ -20,7 +22,10 @@ from visattn.attention import (
     orthogonal_projection,
     performer_attention,
     pooled_attention,
+    relative_position_attention,
+    window_attention,
 )
+from visattn.attention.map_graph import adjacent_cells, map_graph_attention
 from visattn.benchmark.attention import as_map, sequence, with_gradients
 from visattn.benchmark.measure import peak_memory, print_environment, time_alternatives
 
@@ -45,9 +50,9 @@ def main(
     for length in side or [32, 64, 128, 256]:
         torch.manual_seed(0)
         query, key, value = (torch.randn(1, heads, length**2, head_dim, device=device) for _ in range(3))
-        kinds = alternatives(length, head_dim, min(features, length**2), device)
+        kinds = alternatives(length, heads, head_dim, min(features, length**2), device)
         if length**2 > quadratic:
-            kinds = {name: kind for name, kind in kinds.items() if name not in ("softmax", "chunked")}
+            kinds = {name: kind for name, kind in kinds.items() if name not in ("softmax", "chunked", "relative")}
         both = {name: with_gradients(kind, (query, key, value)) for name, kind in kinds.items()}
         times = time_alternatives(both, seconds=seconds, warmup=1, turns=2)
         size = 3 * query.numel() * query.element_size()
@@ -65,10 +70,12 @@ def main(
             print(line, flush=True)
 
 
-def alternatives(side: int, head_dim: int, features: int, device: str) -> dict[str, Attention]:
+def alternatives(side: int, heads: int, head_dim: int, features: int, device: str) -> dict[str, Attention]:
     """Functions of sequences (1, heads, side**2, head_dim) by their names."""
     projection = orthogonal_projection(features, head_dim).to(device)
     mixture = torch.randn(features, side**2, device=device) / side
+    score, distances = torch.randn(heads, head_dim, device=device), torch.randn(2 * side - 1, head_dim, device=device)
+    around = adjacent_cells((side, side), torch.device(device))
 
     def on_map(kind: Attention) -> Attention:
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -76,10 +83,19 @@ def alternatives(side: int, head_dim: int, features: int, device: str) -> dict[s
 
         return attend
 
+    def graph(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return map_graph_attention(query, key, value, score, around).transpose(1, 2)
+
     return {
         "softmax": dot_product_attention,
         "chunked": chunked_attention,
+        "relative": lambda q, k, v: relative_position_attention(q, k, v, (side, side), distances, distances),
         "neighborhood": on_map(lambda q, k, v: neighborhood_attention(q, k, v, 7)),
+        "window, 8x8": on_map(lambda q, k, v: window_attention(q, k, v, 8)),
+        "grid, 8x8": on_map(lambda q, k, v: grid_attention(q, k, v, 8)),
+        "focal": on_map(lambda q, k, v: focal_attention(q, k, v)),
+        "graph, 3x3": graph,
         "axial": on_map(lambda q, k, v: axial_attention(axial_attention(q, k, v, "width"), k, v, "height")),
         "pooled, 8x8": on_map(lambda q, k, v: pooled_attention(q, k, v, 8)),
         "linear": linear_attention,
