@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from visattn.backbones import Backbone, SwinTransformer, VisionTransformer
 from visattn.checkpoints.maxvit import maxvit_backbone, maxvit_weights
+from visattn.checkpoints.botnet import botnet_backbone, botnet_weights
 from visattn.checkpoints.hiera import hiera_backbone, hiera_weights
 from visattn.checkpoints.native import CheckpointError, load_strictly
 from visattn.checkpoints.pvt_v2 import pvt_v2_backbone, pvt_v2_weights
@@ -341,6 +342,7 @@ families: dict[
     "VisionTransformer": (vit_backbone, vit_weights),
     "VisionTransformerDistilled": (vit_backbone, vit_weights),
     "SwinTransformer": (swin_backbone, swin_weights),
+    "ByobNet": (botnet_backbone, botnet_weights),
     "SwinTransformerV2": (swin_v2_backbone, swin_v2_weights),
     "PyramidVisionTransformerV2": (pvt_v2_backbone, pvt_v2_weights),
     "Hiera": (hiera_backbone, hiera_weights),
