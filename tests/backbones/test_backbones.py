@@ -175,7 +175,7 @@ def test_an_empty_batch_gives_empty_features(make):
     assert len(features.pooled) == len(features.tokens) == len(features.maps[0]) == 0
 
 
-@pytest.mark.parametrize("name", ["vit_local", "swin"])
+@pytest.mark.parametrize("name", ["vit_local", "swin", "dinat"])
 def test_compiled_networks_equal_eager_ones(name):
     torch.manual_seed(0)
     backbone, images = small_models[name](32), torch.randn(2, 3, 40, 56)

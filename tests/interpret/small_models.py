@@ -2,7 +2,16 @@
 
 import torch
 
-from visattn.backbones import Hiera, PyramidVisionTransformer, SwinTransformer, VisionTransformer, local_hybrid_tiny
+from visattn.backbones import (
+    CompactConvolutionalTransformer,
+    Hiera,
+    NeighborhoodAttentionTransformer,
+    PyramidVisionTransformer,
+    SwinTransformer,
+    VisionGNN,
+    VisionTransformer,
+    local_hybrid_tiny,
+)
 from visattn.heads import ImageClassifier
 
 backbones = {
@@ -18,8 +27,29 @@ backbones = {
     "swin": lambda: SwinTransformer(32, 2, 12, (2, 2), (2, 4), window_size=4),
     "padded swin": lambda: SwinTransformer(44, 2, 12, (2, 2), (2, 4), window_size=4),
     "swin padded first": lambda: SwinTransformer(44, 2, 12, (2, 2), (2, 4), window_size=4, padding="before_shift"),
+    "padded dinat": lambda: NeighborhoodAttentionTransformer(
+        32, 2, 12, (2, 2), (2, 3), kernel_size=5, dilation=((1, 4), 1), pad_small_maps=True
+    ),
+    "cct": lambda: CompactConvolutionalTransformer(32, 4, 24, 2, 2, convolutions=2),
     "pvt_v2": lambda: PyramidVisionTransformer(32, 2, (8, 12), (1, 2), (2, 3), reductions=(4, 2), mlp_ratios=(2, 2)),
     "hiera": lambda: Hiera(36, 2, 12, (1, 2, 1), (1, 2, 3), unit_size=4, unit_attention=(True, True, False)),
+    "focal": lambda: VisionTransformer(
+        32,
+        4,
+        24,
+        2,
+        2,
+        attention=("focal",),
+        class_token=False,
+        pooling="average",
+        attention_options={"focal": {"window_size": 3, "levels": ((1, 3), (2, 3))}},
+    ),
+    "vig": lambda: VisionGNN(
+        32, 2, (8, 12), (1, 2), (2, 3), aggregation="attention", reductions=(2, 1), pooled_dim=None
+    ),
+    "vig on a grid": lambda: VisionGNN(
+        32, 2, (8, 12), (1, 1), (2, 3), graph="grid", aggregation="attention", reductions=(1, 1), pooled_dim=None
+    ),
     "hybrid": lambda: local_hybrid_tiny(32, dims=(16, 24), depths=(2, 2), num_heads=(2, 3), stem_dim=8),
 }
 
