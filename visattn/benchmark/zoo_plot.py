@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from visattn.benchmark.zoo_results import Training, reference
@@ -33,6 +34,9 @@ def training_figure(rows: Sequence[Training]) -> Figure:
     panels = ((left, [row.multiply_adds / 1e6 for row in rows]), (right, [row.forward for row in rows]))
     for axes, places in panels:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(0.12, 0.08)
         axes.grid(color="0.92", which="both")
         axes.set_axisbelow(True)
