@@ -3,12 +3,20 @@
 import pytest
 import torch
 
-from visattn.attention import MultiHeadAttention, NeighborhoodAttention, WindowAttention
+from visattn.attention import (
+    FocalAttention,
+    MapGraphAttention,
+    MultiHeadAttention,
+    NeighborhoodAttention,
+    WindowAttention,
+)
 
 modules = {
     "global": lambda: MultiHeadAttention(12, 3, qk_norm=True),
     "neighborhood": lambda: NeighborhoodAttention(12, 3, kernel_size=5),
     "neighborhood, dilated": lambda: NeighborhoodAttention(12, 3, kernel_size=3, dilation=2),
+    "focal": lambda: FocalAttention(12, 3, window_size=3, levels=((1, 5), (2, 3))),
+    "graph": lambda: MapGraphAttention(12, 3, neighbors=5),
     "windows": lambda: WindowAttention(12, 3, window_size=(3, 4), shift=(1, 2)),
 }
 
