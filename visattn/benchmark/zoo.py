@@ -125,7 +125,7 @@ def accuracy(
     dtype: Precision = "float32",
     views: Annotated[int, typer.Option(help="Of a test image: 1; 2, mirrored too; 6, shifted too.")] = 2,
     batch_size: Annotated[int, typer.Option(help="Of the zoo.")] = 128,
-    airbench_batch_size: Annotated[int, typer.Option(help="Of airbench94.")] = 256,
+    airbench_batch_size: Annotated[int, typer.Option(help="Of airbench94; fewer suit less than an epoch.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Of the zoo, at its peak.")] = 6e-3,
     weight_decay: Annotated[float, typer.Option(help="Of the zoo's matrices and kernels.")] = 0.1,
     label_smoothing: Annotated[float, typer.Option(help="Of the zoo; airbench94 has 0.2.")] = 0.2,
