@@ -92,7 +92,7 @@ class OverlappingEmbedding(nn.Module):
         norm: applied to the tokens; None leaves it out.
         stem_dim: channels of two 3x3 convolutions with batch norms before the patches; None leaves them out.
 
-    Source: Wang et al. 2022 (PVT v2, https://arxiv.org/abs/2106.13797), section 3.1.
+    Source: Wang et al. 2022 (PVT v2, https://arxiv.org/abs/2106.13797), section 3.3.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class Hiera(Backbone):
             from stage to stage, or widening is unknown.
 
     Source: Ryali et al. 2023, https://arxiv.org/abs/2306.00989; stretched and repeated position embeddings:
-        Bolya et al. 2023, https://arxiv.org/abs/2311.05613, section 4.
+        Bolya et al. 2023, https://arxiv.org/abs/2311.05613.
     """
 
     def __init__(

@@ -180,7 +180,7 @@ class DepthwiseMlp(nn.Module):
         rectified: a ReLU before the convolution, which goes with linear attention.
         dropout: probability, behind GELU and behind the second layer.
 
-    Source: Wang et al. 2022, https://arxiv.org/abs/2106.13797, section 3.3 and figure 2.
+    Source: Wang et al. 2022, https://arxiv.org/abs/2106.13797, section 3.4.
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, rectified: bool = False, dropout: float = 0.0) -> None:
