@@ -16,10 +16,10 @@ basic = {"widths": (64, 128, 256, 512), "bottleneck": None}
 @pytest.mark.parametrize(
     ("options", "millions"),
     [
-        ({}, 25.8),  # table 3
+        ({}, 25.8),
         ({"depths": (3, 4, 23, 3)}, 45.4),
         ({"depths": (3, 8, 36, 3)}, 61.6),
-        ({"key_ratio": 0.25, "value_ratio": 0.25}, 24.3),  # table 5
+        ({"key_ratio": 0.25, "value_ratio": 0.25}, 24.3),  # more and more attention, until no convolution is left
         ({"key_ratio": 0.5, "value_ratio": 0.5}, 22.3),
         ({"key_ratio": 0.75, "value_ratio": 0.75}, 20.7),
         ({"key_ratio": 1.0, "value_ratio": 1.0}, 19.4),

@@ -47,7 +47,7 @@ def relative_position_attention(
     Raises:
         ValueError: the tokens or the tables don't fit the grid.
 
-    Source: Bello et al. 2019 (https://arxiv.org/abs/1904.09925), equations 3 to 5; Srinivas et al. 2021 (BoTNet,
+    Source: Bello et al. 2019 (https://arxiv.org/abs/1904.09925), equations 3 and 4; Srinivas et al. 2021 (BoTNet,
         https://arxiv.org/abs/2101.11605), figure 4.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -140,7 +140,7 @@ class RelativePositionAttention(ProjectedAttention):
     Raises:
         ValueError: out_dim is given without a projection.
 
-    Source: Bello et al. 2019, https://arxiv.org/abs/1904.09925, section 3.2; Srinivas et al. 2021,
+    Source: Bello et al. 2019, https://arxiv.org/abs/1904.09925, section 3.1; Srinivas et al. 2021,
         https://arxiv.org/abs/2101.11605, figure 4.
     """
 

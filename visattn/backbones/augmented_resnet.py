@@ -36,7 +36,7 @@ class AugmentedResNet(ResidualNetwork):
         ValueError: augmented_stages name a stage that doesn't exist, a head would have no values, or another argument
             is none of what is allowed.
 
-    Source: Bello et al. 2019, https://arxiv.org/abs/1904.09925, sections 3.3 and 4.2.
+    Source: Bello et al. 2019, https://arxiv.org/abs/1904.09925, sections 3.2 and 4.2.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class AugmentedResNet(ResidualNetwork):
 class AugmentedConvolution(nn.Module):
     """The channels of a 3x3 convolution and of attention among all cells behind each other, batch norm and activation.
 
-    Where the stride is 2, attention is among the means of 3x3 cells.
+    Where the stride is 2, attention is among the means of 3x3 cells, by which the paper saves memory.
 
     (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
 
@@ -110,7 +110,7 @@ class AugmentedConvolution(nn.Module):
     Raises:
         ValueError: the heads give no channels, or more than there are.
 
-    Source: Bello et al. 2019, https://arxiv.org/abs/1904.09925, section 3.3.
+    Source: Bello et al. 2019, https://arxiv.org/abs/1904.09925, section 3.2.
     """
 
     def __init__(
@@ -160,14 +160,14 @@ def augmented_resnet_32(
 ) -> AugmentedResNet:
     """Three stages of two blocks for 32 pixels, 2.7 M parameters; patches of 2 pixels, from 64 pixels on of 4.
 
-    A quarter of the channels of each block's first convolution is that of four heads.
+    From the second stage on, four heads give a quarter of the channels of each block's first convolution.
 
     Source: blocks of two 3x3 convolutions, of which the first is augmented, as in Bello et al. 2019, section 4.1.
     """
     arguments: dict[str, Any] = {
         "depths": (2, 2, 2),
         "widths": (64, 128, 256),
-        "augmented_stages": (0, 1, 2),
+        "augmented_stages": (1, 2),
         "num_heads": 4,
         "key_ratio": 0.25,
         "value_ratio": 0.25,
@@ -184,7 +184,7 @@ def augmented_resnet50(
 ) -> AugmentedResNet:
     """AA-ResNet-50, 23.8 M parameters, with its head of 1000 classes the published 25.8 M.
 
-    Source: Bello et al. 2019, https://arxiv.org/abs/1904.09925, table 3; heads, ratios and their minimum as there in
-        section 4.1.
+    Source: Bello et al. 2019, https://arxiv.org/abs/1904.09925, section 4.2. Its heads, ratios and their minimum are
+        those of section 4.1, which give the published numbers of parameters of all its ResNets.
     """
     return AugmentedResNet(image_size, patch_size or 4, **overrides)

@@ -34,7 +34,8 @@ class BoTNet(ResidualNetwork):
         ValueError: attention_blocks name blocks that don't exist, channels don't divide by the heads or the width of a
             group, or another argument is none of what is allowed.
 
-    Source: Srinivas et al. 2021, https://arxiv.org/abs/2101.11605, sections 3 and 4.8 (strides of the last stage).
+    Source: Srinivas et al. 2021, https://arxiv.org/abs/2101.11605, section 3; a last stage of stride 1 as in its
+        BoTNet-S1.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class EfficientChannelAttention(nn.Module):
 
     How many channels make the number grows with the logarithm of C.
 
-    Source: Wang et al. 2020 (ECA-Net, https://arxiv.org/abs/1910.03151), equations 9 and 12.
+    Source: Wang et al. 2020 (ECA-Net, https://arxiv.org/abs/1910.03151), sections 3.2.2 and 3.2.3.
     """
 
     def __init__(self, channels: int) -> None:
@@ -189,6 +190,6 @@ def botnet50(image_size: int | Sequence[int] = 224, patch_size: int | None = Non
 
     The last stage attends, at the stride of the stage before; last_stride=2 makes it BoT50.
 
-    Source: Srinivas et al. 2021, https://arxiv.org/abs/2101.11605, tables 1 and 8.
+    Source: Srinivas et al. 2021, https://arxiv.org/abs/2101.11605, table 1, and what it says of BoTNet-S1.
     """
     return BoTNet(image_size, patch_size or 4, **overrides)
