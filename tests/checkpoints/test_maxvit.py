@@ -66,7 +66,7 @@ def test_windows_serve_other_image_sizes(name, tmp_path):
     check(load_pretrained(tmp_path), original, (96, 32))
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # of timm's resampling
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")  # of how it resamples
 @pytest.mark.parametrize("name", ["maxvit_tiny_tf_224", "coatnet_0_224", "coatnet_rmlp_2_rw_224"])
 def test_positions_are_resampled_as_timm_does(name, tmp_path):
     original = perturbed(name, originals[name])
