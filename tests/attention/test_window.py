@@ -93,3 +93,35 @@ def test_impossible_windows_are_an_error(window, shift):
 def test_the_module_shrinks_its_window_to_small_maps(grid):
     module = WindowAttention(12, 3, window_size=5, shift=2)
     assert module(torch.randn(2, grid[0] * grid[1], 12), grid).shape == (2, grid[0] * grid[1], 12)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_what_inference_keeps_serves_a_later_training(biased):
+    torch.manual_seed(0)
+    module = WindowAttention(12, 3, window_size=(3, 5), shift=(1, 2), relative_position_bias=biased)
+    tokens = torch.randn(2, 9 * 15, 12)  # a map of its own: no other test has kept a mask for it
+    with torch.inference_mode():
+        expected = module(tokens, (9, 15))
+    output = module(tokens, (9, 15))
+    output.sum().backward()
+    torch.testing.assert_close(output, expected)
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_masks_belong_to_their_map_and_precision():
+    torch.manual_seed(0)
+    module = WindowAttention(12, 3, window_size=3, shift=1).double()
+    for grid in ((6, 9), (9, 6), (7, 9), (6, 9)):
+        tokens, seen = torch.randn(2, grid[0] * grid[1], 12).double(), []
+        expected = module(tokens, grid)
+        module.record = lambda weights, keys, seen=seen: seen.append(weights)
+        torch.testing.assert_close(module(tokens, grid), expected)
+        module.record = None
+        single = WindowAttention(12, 3, window_size=3, shift=1)
+        single.load_state_dict(module.state_dict())
+        torch.testing.assert_close(single(tokens.float(), grid).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_module_refuses_a_shift_as_large_as_its_window():
+    with pytest.raises(ValueError, match="must be below window_size"):
+        WindowAttention(12, 3, window_size=(3, 5), shift=(1, 5))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn import functional
 
 from visattn.attention.projected import pair
-from visattn.attention.window import WindowAttention, window_attention
+from visattn.attention.window import WindowAttention, is_worth_keeping, window_attention
 
 _largest_scale = 100.0
 
@@ -51,10 +53,14 @@ def cosine_window_attention(
 def directions(query: Tensor, key: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys (..., heads, head_dim) whose products are the scaled cosines; scale: (heads,) or a number."""
     factor = scale.to(query.dtype)[:, None] if isinstance(scale, Tensor) else scale
-    return functional.normalize(query, dim=-1) * factor, functional.normalize(key, dim=-1)
+    shortest = max(1e-12, torch.finfo(query.dtype).tiny)  # which is 0 in no precision: padding has keys of zeros
+    lengths = [vector_norm(vectors, dim=-1, keepdim=True).clamp_min(shortest) for vectors in (query, key)]
+    return query / lengths[0] * factor, key / lengths[1]
 
 
-def log_spaced_coordinates(extent: Sequence[int], reference: Sequence[int]) -> Tensor:
+def log_spaced_coordinates(
+    extent: tuple[int, int], reference: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Relative positions within a window on a logarithmic scale: -1 to 1 where the extent is the reference, times
     log2(9) / 3, the published normalisation.
 
@@ -72,7 +78,11 @@ def log_spaced_coordinates(extent: Sequence[int], reference: Sequence[int]) -> T
     for side, known in zip(extent, reference, strict=True):
         distance = torch.arange(1 - side, side) * (8 / max(known - 1, 1))  # (2 * side - 1,)
         axes.append(distance.sign() * torch.log2(distance.abs() + 1) / 3)
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).to(device, dtype)
+
+
+# What is made and kept within inference_mode could not serve a later training.
+kept_coordinates = lru_cache(maxsize=64)(torch.inference_mode(False)(log_spaced_coordinates))
 
 
 class CosineWindowAttention(WindowAttention):
@@ -122,8 +132,9 @@ class CosineWindowAttention(WindowAttention):
 
     def bias_for(self, extent: tuple[int, int]) -> Tensor:
         """What the MLP says of each relative position: (heads, 2 * extent[0] - 1, 2 * extent[1] - 1)."""
-        weight = self.position_mlp[0].weight
-        coordinates = log_spaced_coordinates(extent, self.reference_window_size).to(weight)
+        like = self.logit_scale
+        make = kept_coordinates if is_worth_keeping(like) else log_spaced_coordinates
+        coordinates = make(extent, self.reference_window_size, like.dtype, like.device)
         return 16 * self.position_mlp(coordinates).permute(2, 0, 1).sigmoid()
 
 

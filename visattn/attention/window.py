@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from visattn.attention.dot_product import dot_product_attention, explicit_is_faster
@@ -167,10 +167,15 @@ def window_bias(
     added = None if bias is None else relative_bias(bias, window_size)[None].to(query.dtype)
     if not any(shift) and grid[0] % window_size[0] == 0 and grid[1] % window_size[1] == 0:
         return added
-    # Compilers keep what is constant by themselves; what a tensor of another type makes is of its own kind.
-    keep = type(query) is Tensor and not torch.compiler.is_compiling()
-    mask = (kept_window_mask if keep else window_mask)(grid, window_size, shift, query.dtype, query.device)
+    make = kept_window_mask if is_worth_keeping(query) else window_mask
+    mask = make(grid, window_size, shift, query.dtype, query.device)
     return mask if added is None else mask + added
+
+
+def is_worth_keeping(like: Tensor) -> bool:
+    """Whether a constant made for such a tensor can be kept: compilers do so by themselves, and what is made among
+    tensors of another class, such as those without contents, may be of that class."""
+    return type(like) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
 
 
 def window_mask(
@@ -252,11 +257,8 @@ class WindowAttention(LocalAttention):
 
     def fit(self, grid: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """The window size and shift on this map."""
-        window_size = tuple(min(window, side) for window, side in zip(self.window_size, grid, strict=True))
-        shift = tuple(
-            step if side > window else 0 for step, side, window in zip(self.shift, grid, self.window_size, strict=True)
-        )
-        return (window_size[0], window_size[1]), (shift[0], shift[1])
+        (height, width), (high, wide), (down, right) = grid, self.window_size, self.shift
+        return (min(high, height), min(wide, width)), (down if height > high else 0, right if width > wide else 0)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens (batch, height * width, dim) of the grid (height, width) in, tokens of the same shape out.

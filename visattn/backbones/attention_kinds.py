@@ -10,6 +10,7 @@ from torch import nn
 
 from visattn.attention import (
     AxialAttention,
+    CosineWindowAttention,
     FocalAttention,
     GridAttention,
     LinearAttention,
@@ -30,6 +31,7 @@ attention_kinds: dict[str, type[nn.Module]] = {
     "global": MultiHeadAttention,
     "local": NeighborhoodAttention,
     "window": WindowAttention,
+    "cosine_window": CosineWindowAttention,
     "grid": GridAttention,
     "relative_bias": RelativeBiasAttention,
     "relative_position": RelativePositionAttention,
@@ -45,6 +47,7 @@ attention_kinds: dict[str, type[nn.Module]] = {
 # Those that take height * width tokens and have no place for class tokens or registers.
 kinds_of_maps = (
     "window",
+    "cosine_window",
     "grid",
     "relative_bias",
     "relative_position",

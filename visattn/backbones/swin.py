@@ -64,7 +64,7 @@ class SwinTransformer(WindowTransformer):
     ) -> None:
         arguments = constructor_arguments(locals())
         norm = partial(nn.LayerNorm, eps=norm_eps)
-        options = {"head_dim": head_dim, "qkv_bias": qkv_bias, "dropout": attention_dropout}
+        options: dict[str, Any] = {"head_dim": head_dim, "qkv_bias": qkv_bias, "dropout": attention_dropout}
 
         def make_block(stage: WindowStage, shift: tuple[int, int], rate: float) -> SwinBlock:
             design = BlockDesign(stage.channels, mlp_ratio, norm_eps=norm_eps, dropout=dropout)

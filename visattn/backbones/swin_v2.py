@@ -67,7 +67,7 @@ class SwinTransformerV2(WindowTransformer):
             raise ValueError(f"reference_window_size {references} has not one number for each of {len(stages)} stages")
         reference_of = dict(zip(stages, references, strict=True))
         norm = partial(nn.LayerNorm, eps=norm_eps)
-        options = {"qkv_bias": qkv_bias, "dropout": attention_dropout}
+        options: dict[str, Any] = {"qkv_bias": qkv_bias, "dropout": attention_dropout}
 
         def make_block(stage: WindowStage, shift: tuple[int, int], rate: float) -> SwinBlockV2:
             design = BlockDesign(stage.channels, mlp_ratio, norm_eps=norm_eps, dropout=dropout)
