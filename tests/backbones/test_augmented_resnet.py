@@ -98,8 +98,8 @@ def test_its_attention_can_be_seen():
     ("options", "message"),
     [
         ({"augmented_stages": (2, 3)}, r"augmented_stages \(2, 3\) must be among 0 to 2"),
-        ({"value_ratio": 0.1}, "2 heads of 0 values can't give a part of 16 channels"),
-        ({"value_ratio": 1.5}, "can't give a part of 16 channels"),
+        ({"value_ratio": 0.05}, "2 heads of 0 values can't give a part of 24 channels"),
+        ({"value_ratio": 1.5}, "can't give a part of 24 channels"),
         ({"widths": (16, 24)}, "3 depths don't fit 2 widths"),
         ({"patch_size": 1}, "choose a power of two"),
     ],
