@@ -41,7 +41,8 @@ class VisionGNN(Backbone):
             cells.
         closeness: of graph "nearest": whether cells close to each other on the map count as more alike.
         mlp_ratio: hidden channels of a feed-forward block / channels.
-        pooled_dim: channels of a layer between the mean and a classifier, as published; None leaves it out.
+        pooled_dim: channels of a layer between the mean and a classifier, as published, whose batch norm can't train on
+            a single image; None leaves it out.
         in_channels: of the images.
         dropout: probability that a channel of that layer is dropped, or without it of the mean, in training.
         attention_dropout: probability that an attention weight is dropped in training.
