@@ -107,8 +107,8 @@ class LocalHybrid(Backbone):
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
         self.apply(initialize)
         for downsample in self.downsamples:
-            kernel = downsample[0].weight
-            nn.init.dirac_(kernel.data[: kernel.shape[1]])
+            kernel = next(downsample.parameters()).data  # of the convolution
+            nn.init.dirac_(kernel[: kernel.shape[1]])
 
     def adapt(self, images: Tensor) -> None:
         assert isinstance(self.stem, WhitenedPatches)  # no other stem asks for images
