@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from visattn.backbones import Backbone, SwinTransformer, VisionTransformer
-from visattn.checkpoints.maxvit import maxvit_backbone, maxvit_weights
 from visattn.checkpoints.botnet import botnet_backbone, botnet_weights
 from visattn.checkpoints.hiera import hiera_backbone, hiera_weights
+from visattn.checkpoints.maxvit import maxvit_backbone, maxvit_weights
 from visattn.checkpoints.native import CheckpointError, load_strictly
 from visattn.checkpoints.pvt_v2 import pvt_v2_backbone, pvt_v2_weights
 from visattn.checkpoints.swin_v2 import swin_v2_backbone, swin_v2_weights
@@ -336,15 +336,13 @@ def preprocess_of(published: Mapping[str, Any], image_size: tuple[int, int]) -> 
 
 # By the class that timm builds: what makes our backbone of its skeleton, and what renames its weights to those of an
 # `ImageClassifier`.
-families: dict[
-    str, tuple[Callable[[Any, str], Backbone], Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]]
-] = {
+families: dict[str, tuple[Callable[[Any, str], Backbone], Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]]] = {
     "VisionTransformer": (vit_backbone, vit_weights),
     "VisionTransformerDistilled": (vit_backbone, vit_weights),
     "SwinTransformer": (swin_backbone, swin_weights),
-    "ByobNet": (botnet_backbone, botnet_weights),
     "SwinTransformerV2": (swin_v2_backbone, swin_v2_weights),
+    "ByobNet": (botnet_backbone, botnet_weights),
+    "MaxxVit": (maxvit_backbone, maxvit_weights),
     "PyramidVisionTransformerV2": (pvt_v2_backbone, pvt_v2_weights),
     "Hiera": (hiera_backbone, hiera_weights),
-    "MaxxVit": (maxvit_backbone, maxvit_weights),
 }
