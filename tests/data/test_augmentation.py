@@ -93,7 +93,8 @@ def test_half_of_the_images_are_mirrored():
 
 def test_alternating_flips_show_both_sides_in_two_epochs():
     images = pictures(1).expand(600, -1, -1, -1)
-    first, second, third = (Augmentation(10, flip="alternating").pixels(images, epoch, range(600)) for epoch in range(3))
+    augmentation = Augmentation(10, flip="alternating")
+    first, second, third = (augmentation.pixels(images, epoch, range(600)) for epoch in range(3))
     mirrored = (first == images.flip(3)).flatten(1).all(1)
     assert 250 < mirrored.sum() < 350
     assert torch.equal(second, first.flip(3))
@@ -163,7 +164,15 @@ def test_a_batch_with_ignored_images_is_not_mixed():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"flip": 1.5}, {"flip": "sometimes"}, {"erasing": -0.1}, {"mix_probability": 2.0}, {"magnitude": 31}, {"mixup": -1.0}]
+    "wrong",
+    [
+        {"flip": 1.5},
+        {"flip": "sometimes"},
+        {"erasing": -0.1},
+        {"mix_probability": 2.0},
+        {"magnitude": 31},
+        {"mixup": -1.0},
+    ],
 )
 def test_numbers_out_of_range_are_an_error(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -39,11 +39,12 @@ class LocalHybrid(Backbone):
         drop_path: probability that a sample skips a branch of the last block in training; rises linearly from 0.
 
     Raises:
-        ValueError: dims, depths and num_heads differ in length, patch_size is no power of two, or the stem is unknown.
+        ValueError: dims, depths and num_heads differ in length, patch_size is no power of two, or stem is unknown.
 
     Source: neighborhood attention and convolutional stages of NAT (Hassani et al. 2023,
-        https://arxiv.org/abs/2204.07143); convolution, max pooling, batch norm and GELU in this order as in Jordan 2024
-        (https://arxiv.org/abs/2404.00498), like kernels that begin as the identity; residual branches as in He et al. 2016 (https://arxiv.org/abs/1512.03385).
+        https://arxiv.org/abs/2204.07143); convolution, max pooling, batch norm and GELU in this order, and kernels that
+        begin as the identity, as in Jordan 2024 (https://arxiv.org/abs/2404.00498); residual branches as in He et al.
+        2016 (https://arxiv.org/abs/1512.03385).
     """
 
     def __init__(
