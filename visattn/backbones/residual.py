@@ -34,8 +34,8 @@ class Place(NamedTuple):
 class ResidualNetwork(Backbone):
     """The base of residual networks whose kinds say what mixes the cells of a map in each block.
 
-    Of stages with the same stride, the last one gives the map. Where no gradients are recorded, batch norms are part of
-    the convolutions, and maps are kept pixel by pixel (channels last).
+    Of stages with the same stride, the last one gives the map. Maps are kept pixel by pixel (channels last). Where no
+    gradients are recorded, batch norms are part of the convolutions.
 
     Args:
         make_spatial: makes the layer of a place, with its activation: (B, in_channels, H, W) to (B, out_channels,
@@ -114,9 +114,8 @@ class ResidualNetwork(Backbone):
 
     def forward(self, images: Tensor) -> Features:
         """Images (B, in_channels, H, W) of any size to `Features`."""
-        if not torch.is_grad_enabled():
-            images = images.contiguous(memory_format=torch.channels_last)
-        cells = self.stem(images)  # (B, stem_width, height, width)
+        # Convolutions of the CPU and of tensor cores read pixel by pixel, and so does attention.
+        cells = self.stem(images.contiguous(memory_format=torch.channels_last))  # (B, stem_width, height, width)
         maps = []
         for index, stage in enumerate(self.stages):
             cells = stage(cells)  # (B, C_i, height, width)
