@@ -32,6 +32,8 @@ cases = [
     Case("swin_small", "swin_small_patch4_window7_224", 224, {}),
     Case("swin_base", "swin_base_patch4_window7_224", 224, {}),
     Case("swin_v2_tiny", "swinv2_tiny_window8_256", 256, {}),
+    Case("maxvit_tiny", "maxvit_tiny_tf_224", 224, {}),
+    Case("coatnet_0", "coatnet_0_224", 224, {}),
     Case("vit_tiny_32px", "vit_tiny_patch16_224", 32, {"img_size": 32, "patch_size": 4}),
     Case("swin_tiny_32px", "swin_tiny_patch4_window7_224", 32, {"img_size": 32, "patch_size": 2, "window_size": 4}),
     Case("swin_v2_tiny_32px", "swinv2_tiny_window8_256", 32, {"img_size": 32, "patch_size": 2, "window_size": 4}),
