@@ -26,9 +26,7 @@ small_models = {
     "dinat": lambda size: backbones.nat_mini(
         size, dim=12, depths=(2, 1, 2), num_heads=(1, 2, 3), kernel_size=3, dilation=((1, 2), 1, (2, 1))
     ),
-    "botnet": lambda size: backbones.botnet_32(
-        size, widths=(16, 24, 32), depths=(1, 2, 2), stem_width=8, num_heads=2
-    ),
+    "botnet": lambda size: backbones.botnet_32(size, widths=(16, 24, 32), depths=(1, 2, 2), stem_width=8, num_heads=2),
     "botnet of stride 1": lambda size: backbones.botnet50(
         size,
         widths=(16, 24, 32),

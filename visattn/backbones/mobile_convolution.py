@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ class MobileConvolution(nn.Module):
         squeezed = int((out_channels if from_output else hidden) * design.excitation_ratio + 1e-6)
         strides = (1, stride) if design.stride_by == "depthwise" else (stride, 1)  # of pooling, of the convolution
         self.activation = design.convolution_activation
-        norm = {"activation": self.activation, "norm_eps": design.batch_norm_eps}
+        norm: dict[str, Any] = {"activation": self.activation, "norm_eps": design.batch_norm_eps}
         self.shortcut = Downsample(in_channels, out_channels, stride, design.pooling, bias=design.output_bias)
         self.norm = nn.BatchNorm2d(in_channels, eps=design.batch_norm_eps)
         self.norm_activation = self.activation if design.norm_activation else "none"

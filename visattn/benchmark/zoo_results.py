@@ -86,10 +86,8 @@ def read_results(file: Path) -> Results:
         return Results()
     try:
         content = json.loads(file.read_text())
-        speed, training = (
-            tuple(kind(**row) for row in content[name]) for name, kind in (("speed", Speed), ("training", Training))
-        )
-        return Results(speed, training)
+        speed = tuple(Speed(**row) for row in content["speed"])
+        return Results(speed, tuple(Training(**row) for row in content["training"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: not a file that the zoo benchmark has written ({error!r})") from error
 
