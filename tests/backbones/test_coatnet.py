@@ -16,7 +16,7 @@ def test_the_preset_has_as_many_parameters_as_the_published_network():
         ours, theirs = ImageClassifier(coatnet_0(), 1000), timm.create_model("coatnet_0_224")
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (ours, theirs)]
     assert counts[0] == counts[1]
-    assert round(counts[0] / 1e6) == 25  # table 3 of the paper
+    assert round(counts[0] / 1e6) == 25  # million, as published
 
 
 def test_small_images_keep_a_map_of_useful_size():

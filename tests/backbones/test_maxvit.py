@@ -17,7 +17,7 @@ def test_the_preset_has_as_many_parameters_as_the_published_network():
         ours, theirs = ImageClassifier(maxvit_tiny(), 1000), timm.create_model("maxvit_tiny_tf_224")
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (ours, theirs)]
     assert counts[0] == counts[1]
-    assert round(counts[0] / 1e6) == 31  # table 2 of the paper
+    assert round(counts[0] / 1e6) == 31  # million, as published
 
 
 def test_small_images_keep_a_map_of_useful_size():

@@ -136,7 +136,7 @@ class HalvingBlock(Block):
         shortcut: pools and widens.
         drop_path: probability that a sample skips a residual branch in training.
 
-    Source: Dai et al. 2021, https://arxiv.org/abs/2106.04803, appendix A.1, equation 4.
+    Source: Dai et al. 2021, https://arxiv.org/abs/2106.04803, appendix A.1.
     """
 
     def __init__(
