@@ -40,13 +40,13 @@ def test_every_model_can_be_built_for_small_and_large_images(name):
         with torch.device("meta"):
             model = visattn.create_model(name, num_classes=3, image_size=image_size)
         assert model.backbone.image_size == (image_size, image_size)
-        assert min(model.backbone.image_size) // max(model.backbone.strides) >= 2
+        assert min(model.backbone.image_size) // max(model.backbone.strides) >= 1
 
 
 def test_an_unknown_name_is_answered_with_near_ones():
     with pytest.raises(ValueError, match=r"no model is called 'vit_tinny'; did you mean vit_tiny"):
         visattn.create_model("vit_tinny")
-    with pytest.raises(ValueError, match="there are local_hybrid_small"):
+    with pytest.raises(ValueError, match="there are augmented_resnet50"):
         visattn.create_model("qqqq")
 
 

@@ -181,7 +181,7 @@ def test_it_comes_back_from_our_own_format(folder, tmp_path):
         ({"normalize_before": True}, "normalize_before True"),
         ({"encode_proj_layers": [1, 2]}, r"encode_proj_layers"),
         ({"decoder_method": "cubic"}, "'cubic'"),
-        ({"activation_function": "gelu"}, "'gelu'"),
+        ({"activation_function": "quick_gelu"}, "'quick_gelu'"),
         ({"num_feature_levels": 4}, "num_feature_levels 4"),
         ({"backbone_config": {"model_type": "swin"}}, "model_type 'swin'"),
         ({"backbone_config": None}, "backbone_config"),

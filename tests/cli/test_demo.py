@@ -116,7 +116,9 @@ def server(model, tmp_path):
     options = ["--no-browser", "--port", str(free_port()), "-c", str(tmp_path / "captioner")]
     environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
     command = [sys.executable, "-m", "visattn", "demo", *options, "--max-words", "5"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    # A shell ignores SIGINT for what it runs in the background, tests included, and so would the server.
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **heeds) as process:
         try:
             address = process.stdout.readline().split()[0]
             yield address
