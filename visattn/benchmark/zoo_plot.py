@@ -63,7 +63,7 @@ def title(rows: Sequence[Training]) -> str:
     threads = sorted({row.threads for row in rows})
     return (
         f"CIFAR-10 after {' or '.join(f'{number:g}' for number in minutes)} minutes of training "
-        f"on {' or '.join(map(str, threads))} threads"
+        f"on {' or '.join(map(str, threads))} {'thread' if threads == [1] else 'threads'}"
     )
 
 
