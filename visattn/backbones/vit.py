@@ -28,8 +28,9 @@ class VisionTransformer(Backbone):
         depth: number of blocks.
         num_heads: attention heads in every block.
         attention: the kind of each block, repeated over the depth: ("local", "local", "local", "global"). Kinds are
-            "global", "local" (neighborhood attention), "window", "grid", "axial", "pooled", "linear", "performer",
-            "linformer" and "nystrom", see `visattn.attention`; "local+linear" gives half of the heads to each.
+            "global", "local" (neighborhood attention), "window", "cosine_window", "grid", "relative_bias",
+            "relative_position", "axial", "pooled", "focal", "graph", "linear", "performer", "linformer" and "nystrom",
+            see `visattn.attention`; "local+linear" gives half of the heads to each.
         attention_options: keywords of kinds by their name: {"window": {"window_size": 4}}.
         kernel_size: side in tokens of the neighborhood of local blocks; a sequence is repeated over the depth.
         dilation: of the neighborhood; a sequence is repeated over the depth.
