@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from visattn.attention import RelativeBiasAttention
 from visattn.backbones.blocks import Block, BlockDesign
-from visattn.backbones.features import constructor_arguments
+from visattn.backbones.features import constructor_arguments, stage_patch_size
 from visattn.backbones.layers import drop_path_rates, initialize
 from visattn.backbones.mobile_convolution import Downsample, MobileConvolution, MobileDesign, as_map, as_tokens, pool
-from visattn.backbones.mobile_network import MobileNetwork, mobile_patch_size
+from visattn.backbones.mobile_network import MobileNetwork
 
 
 class CoAtNet(MobileNetwork):
@@ -178,7 +178,7 @@ def coatnet_32(image_size: int | Sequence[int] = 32, patch_size: int | None = No
         "layout": ("C", "T", "T"),
         "stem_dims": (32, 32),
     } | overrides
-    return CoAtNet(image_size, patch_size or mobile_patch_size(image_size), **arguments)
+    return CoAtNet(image_size, patch_size or stage_patch_size(image_size), **arguments)
 
 
 def coatnet_0(image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any) -> CoAtNet:
@@ -186,4 +186,4 @@ def coatnet_0(image_size: int | Sequence[int] = 224, patch_size: int | None = No
 
     Source: Dai et al. 2021, https://arxiv.org/abs/2106.04803, table 3.
     """
-    return CoAtNet(image_size, patch_size or mobile_patch_size(image_size), **{"pooled_dim": 768} | overrides)
+    return CoAtNet(image_size, patch_size or stage_patch_size(image_size), **{"pooled_dim": 768} | overrides)

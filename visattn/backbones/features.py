@@ -94,3 +94,8 @@ def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
         return value, value
     height, width = value
     return int(height), int(width)
+
+
+def stage_patch_size(image_size: int | Sequence[int]) -> int:
+    """Pixels per cell of the first stage by which a preset serves small and large images: 4 from 64 pixels on, or 2."""
+    return 4 if min(as_pair(image_size)) >= 64 else 2

@@ -14,7 +14,7 @@ from torch.nn import functional
 from visattn.attention import MaskUnitAttention
 from visattn.backbones.blocks import Block, BlockDesign
 from visattn.backbones.embedding import OverlappingEmbedding, resample_positions
-from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
+from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments, stage_patch_size
 from visattn.backbones.layers import drop_path_rates, initialize
 
 
@@ -220,7 +220,7 @@ def hiera_32(image_size: int | Sequence[int] = 32, patch_size: int | None = None
         "unit_attention": (True, False, False),
         "stem_dim": 32,
     } | overrides
-    return Hiera(image_size, patch_size or patch_size_for(image_size), **arguments)
+    return Hiera(image_size, patch_size or stage_patch_size(image_size), **arguments)
 
 
 def hiera_tiny(image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any) -> Hiera:
@@ -228,9 +228,4 @@ def hiera_tiny(image_size: int | Sequence[int] = 224, patch_size: int | None = N
 
     Source: Ryali et al. 2023, https://arxiv.org/abs/2306.00989, table 2.
     """
-    return Hiera(image_size, patch_size or patch_size_for(image_size), **overrides)
-
-
-def patch_size_for(image_size: int | Sequence[int]) -> int:
-    """Pixels per token of the first stage by which a preset serves small and large images."""
-    return 4 if min(as_pair(image_size)) >= 64 else 2
+    return Hiera(image_size, patch_size or stage_patch_size(image_size), **overrides)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visattn.backbones.attention_kinds import check_pattern, choose_attention
-from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
+from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments, stage_patch_size
 from visattn.backbones.layers import drop_path, drop_path_rates, initialize
 
 
@@ -241,7 +241,7 @@ def local_hybrid_tiny(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> LocalHybrid:
     """Three stages of 64, 256 and 256 channels, 3.7 M parameters; patches of 2 pixels, from 64 pixels on of 4."""
-    return LocalHybrid(image_size, patch_size or hybrid_patch_size(image_size), **overrides)
+    return LocalHybrid(image_size, patch_size or stage_patch_size(image_size), **overrides)
 
 
 def local_hybrid_small(
@@ -254,9 +254,4 @@ def local_hybrid_small(
         "num_heads": (4, 8, 12),
         "kernel_size": 7,
     } | overrides
-    return LocalHybrid(image_size, patch_size or hybrid_patch_size(image_size), **arguments)
-
-
-def hybrid_patch_size(image_size: int | Sequence[int]) -> int:
-    """Pixels per token of the first stage by which a preset serves small and large images."""
-    return 4 if min(as_pair(image_size)) >= 64 else 2
+    return LocalHybrid(image_size, patch_size or stage_patch_size(image_size), **arguments)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from visattn.attention import GridAttention, WindowAttention
 from visattn.backbones.blocks import BlockDesign, TransformerBlock
-from visattn.backbones.features import constructor_arguments
+from visattn.backbones.features import constructor_arguments, stage_patch_size
 from visattn.backbones.layers import drop_path_rates, initialize
 from visattn.backbones.mobile_convolution import MobileConvolution, MobileDesign, as_map, as_tokens
-from visattn.backbones.mobile_network import MobileNetwork, mobile_patch_size
+from visattn.backbones.mobile_network import MobileNetwork
 
 
 class MaxViT(MobileNetwork):
@@ -141,7 +141,7 @@ def maxvit_32(image_size: int | Sequence[int] = 32, patch_size: int | None = Non
         "stem_dims": (32, 32),
         "window_size": 4,
     } | overrides
-    return MaxViT(image_size, patch_size or mobile_patch_size(image_size), **arguments)
+    return MaxViT(image_size, patch_size or stage_patch_size(image_size), **arguments)
 
 
 def maxvit_tiny(image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any) -> MaxViT:
@@ -159,4 +159,4 @@ def maxvit_tiny(image_size: int | Sequence[int] = 224, patch_size: int | None = 
         "padding": "same",
         "pooled_dim": 512,
     } | overrides
-    return MaxViT(image_size, patch_size or mobile_patch_size(image_size), **arguments)
+    return MaxViT(image_size, patch_size or stage_patch_size(image_size), **arguments)

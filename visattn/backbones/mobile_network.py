@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,8 +80,3 @@ class MobileNetwork(Backbone):
         if part == "stages":
             return sum(self.depths[: int(rest[0])]) + int(rest[1]) + 1
         return 0 if part == "stem" else self.num_layers - 1
-
-
-def mobile_patch_size(image_size: int | Sequence[int]) -> int:
-    """Pixels per cell of the first stage by which a preset serves small and large images."""
-    return 4 if min(as_pair(image_size)) >= 64 else 2

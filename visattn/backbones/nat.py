@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from visattn.attention import NeighborhoodAttention
 from visattn.backbones.blocks import BlockDesign, TransformerBlock
-from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
-from visattn.backbones.layers import drop_path_rates, initialize
-from visattn.backbones.window_transformer import SwinStage
+from visattn.backbones.features import as_pair, constructor_arguments
+from visattn.backbones.layers import drop_path_rates
+from visattn.backbones.staged_transformer import StagedTransformer, TransformerStage
 
 
-class NeighborhoodAttentionTransformer(Backbone):
+class NeighborhoodAttentionTransformer(StagedTransformer):
     """Images (B, channels, H, W) to `Features` with one map per stage, of stride `patch_size` * 2**stage.
 
     Args:
@@ -102,7 +102,7 @@ class NeighborhoodAttentionTransformer(Backbone):
             pattern = patterns[stage]
             steps = (pattern,) if isinstance(pattern, int) else tuple(pattern)
             self.stages.append(
-                SwinStage(
+                TransformerStage(
                     None if stage == 0 else ConvolutionalDownsampling(channels // 2, channels),
                     [
                         NeighborhoodBlock(
@@ -117,30 +117,6 @@ class NeighborhoodAttentionTransformer(Backbone):
             )
         self.norm = nn.LayerNorm(self.num_features, eps=norm_eps)
         self.initialize()
-
-    def initialize(self) -> None:
-        """Draws new weights, normal with standard deviation 0.02."""
-        self.apply(initialize)
-
-    def forward(self, images: Tensor) -> Features:
-        """Images (B, channels, H, W) of any size to `Features`; the last map is normalised as `tokens` are."""
-        tokens, grid = self.patch_embedding(images)  # (B, height * width, dim)
-        maps = []
-        for stage in self.stages:
-            tokens, grid = stage(tokens, grid)  # (B, N_i, C_i)
-            maps.append(tokens.transpose(1, 2).unflatten(2, grid))  # (B, C_i, height, width)
-        tokens = self.norm(tokens)
-        maps[-1] = tokens.transpose(1, 2).unflatten(2, grid)
-        return Features(tuple(maps), tokens, tokens.mean(dim=1))
-
-    def layer_of(self, parameter_name: str) -> int:
-        """0 for the embedding, i for the i-th block (from 1) of all stages; a downsampling goes with the next block."""
-        if parameter_name.startswith("norm."):
-            return self.num_layers - 1
-        if not parameter_name.startswith("stages."):
-            return 0
-        _, stage, part, *rest = parameter_name.split(".")
-        return sum(self.depths[: int(stage)]) + 1 + (int(rest[0]) if part == "blocks" else 0)
 
 
 class OverlappingEmbedding(nn.Module):

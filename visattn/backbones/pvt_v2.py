@@ -12,7 +12,7 @@ from torch.nn import functional
 from visattn.attention import PooledAttention
 from visattn.backbones.blocks import Block, BlockDesign
 from visattn.backbones.embedding import OverlappingEmbedding
-from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments
+from visattn.backbones.features import Backbone, Features, as_pair, constructor_arguments, stage_patch_size
 from visattn.backbones.layers import drop_path_rates, initialize, make_activation
 
 
@@ -219,7 +219,7 @@ def pvt_v2_32(
         "mlp_ratios": (4, 4, 4),
         "stem_dim": 32,
     } | overrides
-    return PyramidVisionTransformer(image_size, patch_size or patch_size_for(image_size), **arguments)
+    return PyramidVisionTransformer(image_size, patch_size or stage_patch_size(image_size), **arguments)
 
 
 def pvt_v2_b0(
@@ -229,7 +229,7 @@ def pvt_v2_b0(
 
     Source: Wang et al. 2022, https://arxiv.org/abs/2106.13797, table 1.
     """
-    return PyramidVisionTransformer(image_size, patch_size or patch_size_for(image_size), **overrides)
+    return PyramidVisionTransformer(image_size, patch_size or stage_patch_size(image_size), **overrides)
 
 
 def pvt_v2_b1(
@@ -244,8 +244,3 @@ def pvt_v2_b2(
 ) -> PyramidVisionTransformer:
     """PVT v2-B2, 24.8 M parameters, 25.4 M with ImageNet's classifier: twice as deep as `pvt_v2_b1`."""
     return pvt_v2_b1(image_size, patch_size, **{"depths": (3, 4, 6, 3)} | overrides)
-
-
-def patch_size_for(image_size: int | Sequence[int]) -> int:
-    """Pixels per token of the first stage by which a preset serves small and large images."""
-    return 4 if min(as_pair(image_size)) >= 64 else 2

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visattn.backbones.features import Backbone, Features, as_pair
-from visattn.backbones.layers import drop_path_rates, initialize
+from visattn.backbones.features import as_pair
+from visattn.backbones.layers import drop_path_rates
+from visattn.backbones.staged_transformer import StagedTransformer, TransformerStage
 
 
 class WindowStage(NamedTuple):
@@ -26,7 +27,7 @@ class WindowStage(NamedTuple):
     window_size: tuple[int, int]
 
 
-class WindowTransformer(Backbone):
+class WindowTransformer(StagedTransformer):
     """Images (B, channels, H, W) to `Features` with one map per stage; every second block shifts its windows by half.
 
     Args:
@@ -68,34 +69,9 @@ class WindowTransformer(Backbone):
             shifts = ((0, 0), (stage.window_size[0] // 2, stage.window_size[1] // 2))
             merging = make_merging(stages[index - 1].channels) if index else None
             blocks = [make_block(stage, shifts[block % 2], next(rates)) for block in range(depth)]
-            self.stages.append(SwinStage(merging, blocks))
+            self.stages.append(TransformerStage(merging, blocks))
         self.norm = norm(self.num_features)
         self.initialize()
-
-    def initialize(self) -> None:
-        """Draws new weights, normal with standard deviation 0.02."""
-        self.apply(initialize)
-
-    def forward(self, images: Tensor) -> Features:
-        """Images (B, channels, H, W) of any size to `Features`; the last map is normalised as `tokens` are."""
-        tokens, grid = self.patch_embedding(images)  # (B, height * width, dim)
-        maps = []
-        for stage in self.stages:
-            tokens, grid = stage(tokens, grid)  # (B, N_i, C_i)
-            maps.append(tokens.transpose(1, 2).unflatten(2, grid))  # (B, C_i, height, width)
-        tokens = self.norm(tokens)
-        maps[-1] = tokens.transpose(1, 2).unflatten(2, grid)
-        return Features(tuple(maps), tokens, tokens.mean(dim=1))
-
-    def layer_of(self, parameter_name: str) -> int:
-        """0 for the embedding, i for the i-th block (from 1) of all stages; a downsampling goes with the next block."""
-        if parameter_name.startswith("norm."):
-            return self.num_layers - 1
-        if not parameter_name.startswith("stages."):
-            return 0
-        _, stage, part, *rest = parameter_name.split(".")
-        before = sum(self.depths[: int(stage)])
-        return before + 1 + (int(rest[0]) if part == "blocks" else 0)
 
 
 def plan_stages(
@@ -121,22 +97,6 @@ def plan_stages(
         (high, wide) = as_pair(window)
         stages.append(WindowStage(dim * 2**index, heads, (min(high, height), min(wide, width))))
     return stages
-
-
-class SwinStage(nn.Module):
-    """Patch merging, if there is any, and the blocks on the resulting map; tokens and grid in and out."""
-
-    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        if self.downsample is not None:
-            tokens, grid = self.downsample(tokens, grid)
-        for block in self.blocks:
-            tokens = block(tokens, grid)
-        return tokens, grid
 
 
 def join_cells(tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
