@@ -89,3 +89,17 @@ def test_unknown_names_are_an_error(name):
         MobileDesign(**{name: "none"})
     with pytest.raises(ValueError, match="padding 'valid' is unknown"):
         ConvNorm(3, 4, padding="valid")
+
+
+def test_strided_depthwise_convolutions_keep_the_dtype_of_autocast_and_learn_in_float32():
+    torch.manual_seed(0)
+    conv = ConvNorm(8, 8, 3, stride=2, groups=8)
+    features = torch.randn(2, 8, 9, 9, requires_grad=True)
+    exact = conv.convolved(features)
+    exact_gradient = torch.autograd.grad(exact.square().sum(), features)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = conv.convolved(features)
+    gradient = torch.autograd.grad(rounded.float().square().sum(), features)[0]
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded, exact.bfloat16(), rtol=0, atol=0)  # rounded once, at the end
+    torch.testing.assert_close(gradient, exact_gradient, rtol=0.01, atol=0.01)

@@ -105,7 +105,7 @@ class MobileConvolution(nn.Module):
         hidden = activate(self.norm(features), self.norm_activation)
         hidden = self.expand(pool(hidden, self.pooling_stride, "average"))  # (B, hidden, H, W)
         if self.excitation_first:
-            hidden = self.excitation(self.depthwise.convolution(self.depthwise.padded(hidden)))
+            hidden = self.excitation(self.depthwise.convolved(hidden))
             hidden = activate(self.depthwise.norm(hidden), self.activation)
         else:
             hidden = self.excitation(self.depthwise(hidden))
