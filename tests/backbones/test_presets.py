@@ -22,6 +22,7 @@ presets = {
     "vig_32": 3.4,
     "vig_tiny": 6.2,
     "pyramid_vig_tiny": 9.7,
+    "local_hybrid_32": 2.5,
     "local_hybrid_tiny": 3.7,
     "local_hybrid_small": 17.5,
     "pvt_v2_32": 2.8,

@@ -22,7 +22,7 @@ from visattn.heads import (
 )
 from visattn.text import CaptionTokenizer
 
-backbones = [*visattn.list_models("*_32"), "local_hybrid_tiny", "swin_tiny", "vit_tiny", "vit_local_tiny"]
+backbones = [*visattn.list_models("*_32"), "swin_tiny", "vit_tiny", "vit_local_tiny"]
 transformer = {"dim": 16, "num_heads": 2}
 heads = {
     "detr": lambda maps: DetrHead(*maps, 2, num_queries=5, encoder_depth=1, decoder_depth=1, **transformer),

@@ -6,7 +6,7 @@ from visattn.backbones.cct import CompactConvolutionalTransformer, cct_7_3x1_32,
 from visattn.backbones.coatnet import CoAtNet, coatnet_0, coatnet_32
 from visattn.backbones.features import Backbone, Features
 from visattn.backbones.hiera import Hiera, hiera_32, hiera_tiny
-from visattn.backbones.hybrid import LocalHybrid, local_hybrid_small, local_hybrid_tiny
+from visattn.backbones.hybrid import LocalHybrid, local_hybrid_32, local_hybrid_small, local_hybrid_tiny
 from visattn.backbones.maxvit import MaxViT, maxvit_32, maxvit_tiny
 from visattn.backbones.nat import (
     NeighborhoodAttentionTransformer,
@@ -64,6 +64,7 @@ __all__ = [
     "dinat_tiny",
     "hiera_32",
     "hiera_tiny",
+    "local_hybrid_32",
     "local_hybrid_small",
     "local_hybrid_tiny",
     "maxvit_32",

@@ -244,6 +244,14 @@ def local_hybrid_tiny(
     return LocalHybrid(image_size, patch_size or stage_patch_size(image_size), **overrides)
 
 
+def local_hybrid_32(
+    image_size: int | Sequence[int] = 32, patch_size: int | None = None, **overrides: Any
+) -> LocalHybrid:
+    """The tiny one with whitened patches and one convolution in each block; 2.5 M parameters; for 32 pixels."""
+    arguments: dict[str, Any] = {"stem": "whitening", "convolutions": 1} | overrides
+    return local_hybrid_tiny(image_size, patch_size, **arguments)
+
+
 def local_hybrid_small(
     image_size: int | Sequence[int] = 224, patch_size: int | None = None, **overrides: Any
 ) -> LocalHybrid:

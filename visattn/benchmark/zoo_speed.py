@@ -41,7 +41,7 @@ twin_cases = [
 
 def small_models() -> list[str]:
     """The networks for 32 px, and the convolutional one that they are measured by."""
-    older = {"vit_tiny", "vit_local_tiny", "swin_tiny", "local_hybrid_tiny"}  # their presets serve both sizes
+    older = {"vit_tiny", "vit_local_tiny", "swin_tiny"}  # their presets serve both sizes
     return [reference, *(name for name in list_models() if name.endswith("_32") or name in older)]
 
 
