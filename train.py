@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from visattn.attention.ring import without_other_processes
 from visattn.checkpoints import read_checkpoint
 from visattn.files import atomic_path
 
@@ -69,7 +70,8 @@ def main(config: DictConfig) -> None:
     trainer.test(task, datamodule=data, verbose=False)
     metrics |= numbers(trainer)
     if trainer.is_global_zero:
-        task.save_results(folder, data)
+        with without_other_processes():
+            task.save_results(folder, data)
         report(metrics, folder)
 
 

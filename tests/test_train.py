@@ -115,6 +115,26 @@ def test_two_processes_reach_the_loss_of_one(tmp_path):
     assert second["test/accuracy"] == pytest.approx(first["test/accuracy"], abs=0.02)
 
 
+def test_two_processes_that_share_the_tokens_of_images_reach_the_loss_of_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    steady = ("model=vit", "+model.attention=[global]", "model.drop_path=0")  # 17 tokens: 9 and 8
+    kept = [option for option in small if "attention" not in option]
+    for place, strategy in ((one, "cpu"), (two, "token_parallel_cpu")):
+        result = run(*kept, *steady, f"hydra.run.dir={place}", f"strategy={strategy}")
+        assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (json.loads((place / "metrics.json").read_text()) for place in (one, two))
+    for name in ("val/loss", "test/loss"):
+        assert second[name] == pytest.approx(first[name], rel=1e-4)
+    assert second["test/accuracy"] == first["test/accuracy"]
+    # What both counted is counted once, and what one process drew it drew without the other.
+    assert (two / "confusion.png").read_bytes() == (one / "confusion.png").read_bytes()
+    with Image.open(two / "predictions.png") as picture:
+        assert min(picture.size) > 300
+    images = torch.randn(2, 3, 64, 64)
+    logits = [visattn.load_pretrained(place / "model")(images) for place in (one, two)]
+    torch.testing.assert_close(logits[1], logits[0], rtol=0.01, atol=0.01)
+
+
 def test_fine_tuning_starts_from_a_pretrained_model(finished, tmp_path):
     folder, _ = finished
     result = train(f"hydra.run.dir={tmp_path}", f"checkpoint={folder / 'model'}", "trainer.max_epochs=1",

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from visattn.attention import MultiHeadAttention, RingAttention, gather_tokens, ring_attention
+from visattn.attention import MultiHeadAttention, RingAttention, gather_tokens, ring_attention, tokens_here
 from visattn.attention.dot_product import dot_product_attention
+from visattn.attention.ring import without_other_processes
 from visattn.backbones import VisionTransformer
 
 
@@ -98,6 +99,26 @@ def test_weights_cannot_be_dropped():
     with pytest.raises(ValueError, match="no mask"):
         module(torch.randn(2, 7, 12), mask=torch.ones(7, 7, dtype=torch.bool))
     assert module.eval()(torch.randn(2, 7, 12)).shape == (2, 7, 12)
+
+
+def alone_among_others(rank, count):
+    """What a process does by itself, while the other one is doing nothing of the kind."""
+    module = RingAttention(12, 3).double()
+    tokens = torch.randn(2, 23, 12, dtype=torch.float64)
+    if rank == 1:
+        return torch.zeros(0)
+    recorded = []
+    module.record = lambda weights, keys: recorded.append(weights)
+    with without_other_processes():
+        output = module(tokens_here(tokens))
+        (gradient,) = torch.autograd.grad(gather_tokens(output).sum(), recorded)
+    return gradient
+
+
+def test_one_of_several_processes_can_work_alone(tmp_path):
+    gradient, _ = run_in_processes(alone_among_others, 2, tmp_path)
+    assert gradient.shape == (2, 3, 23, 23)  # all tokens, none of which were asked of the other process
+    assert gradient.any()
 
 
 def vision_transformer(**options):

@@ -3,7 +3,8 @@ import torch
 
 from visattn.backbones import VisionTransformer
 from visattn.benchmark import zoo_speed
-from visattn.benchmark.zoo_speed import build, count_parameters, large_models, multiply_adds, small_models, twin_cases
+from visattn.benchmark.backbones import twin_cases
+from visattn.benchmark.zoo_speed import build, count_parameters, large_models, multiply_adds, small_models
 from visattn.zoo import list_models
 
 
@@ -55,7 +56,7 @@ def test_our_operators_have_formulas():
     assert {name for name in names if not name.endswith("_backward")} - not_of_backbones <= counted
 
 
-@pytest.mark.parametrize("case", twin_cases, ids=lambda case: f"{case.name}-{case.image_size}")
+@pytest.mark.parametrize("case", twin_cases, ids=lambda case: case.label)
 def test_twins_have_as_many_parameters(case):
     import timm
 

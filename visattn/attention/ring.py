@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from visattn.attention.chunked import add_gradients, attend_more, nothing_seen
 from visattn.attention.dot_product import MultiHeadAttention, attention_weights
 from visattn.attention.key_value_cache import KeyValueCache
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def ring_attention(
@@ -51,7 +56,8 @@ def ring_attention(
 class RingAttention(MultiHeadAttention):
     """Self-attention of several heads among the tokens of all processes: `MultiHeadAttention`, with the same weights.
 
-    What it records are the weights of the tokens here for those of all processes, in order of the processes.
+    What it records are the weights of the tokens here for those of all processes, in order of the processes; in one
+    process the output is computed from them.
 
     Args as `ProjectedAttention`; dropout of weights isn't possible.
     """
@@ -75,6 +81,8 @@ class RingAttention(MultiHeadAttention):
             raise ValueError("ring attention lets every token see all tokens: it takes no mask, bias or cache")
         if self.active_dropout():
             raise ValueError(f"ring attention never sees a whole row of weights: set dropout {self.dropout} to 0")
+        if self.record is not None and not is_spread(None):  # by the weights, so that they have gradients
+            return super().attend(query, key, value, None, None, False, None)
         if self.record is not None:
             self.record(attention_weights(query, gather_tokens(key, dim=2)), None)
         return ring_attention(query, key, value).transpose(1, 2).flatten(2)
@@ -228,9 +236,20 @@ class GatherFunction(torch.autograd.Function):
         return gradient.narrow(ctx.dim, start, length) * size, None, None
 
 
+@contextmanager
+def without_other_processes() -> Iterator[None]:
+    """Within it this process has all tokens and waits for no other: for what one of them does alone after a run."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def is_spread(group: distributed.ProcessGroup | None) -> bool:
-    """Whether there are several processes."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1
+    """Whether there are several processes that share the tokens."""
+    together = distributed.is_available() and distributed.is_initialized() and not _alone.get()
+    return together and distributed.get_world_size(group) > 1
 
 
 def lengths_of(length: int, device: torch.device, group: distributed.ProcessGroup | None) -> list[int]:

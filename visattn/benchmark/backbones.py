@@ -16,33 +16,44 @@ from visattn.checkpoints import load_pretrained
 
 
 class Case(NamedTuple):
-    """One row of the table: timm's name and the arguments that make it our preset."""
+    """A preset, and the same network of timm's: its name there, and the arguments that make it this one."""
 
     name: str
     timm_name: str
     image_size: int
     timm_arguments: dict[str, Any]
 
+    @property
+    def label(self) -> str:
+        """What tells it apart: the preset, and the size unless it is 224."""
+        return self.name if self.image_size == 224 else f"{self.name}_{self.image_size}px"
 
-cases = [
+
+# Presets that are also a network of timm's, with the same parameters. Of other sizes there is none.
+twin_cases = [
+    Case("vit_tiny", "vit_tiny_patch16_224", 32, {"img_size": 32, "patch_size": 4}),
+    Case("swin_tiny", "swin_tiny_patch4_window7_224", 32, {"img_size": 32, "patch_size": 2, "window_size": 4}),
     Case("vit_tiny", "vit_tiny_patch16_224", 224, {}),
     Case("vit_small", "vit_small_patch16_224", 224, {}),
     Case("vit_base", "vit_base_patch16_224", 224, {}),
     Case("swin_tiny", "swin_tiny_patch4_window7_224", 224, {}),
     Case("swin_small", "swin_small_patch4_window7_224", 224, {}),
     Case("swin_base", "swin_base_patch4_window7_224", 224, {}),
-    Case("swin_v2_tiny", "swinv2_tiny_window8_256", 256, {}),
+    Case("swin_v2_tiny", "swinv2_tiny_window8_256", 224, {"img_size": 224}),
+    Case("swin_v2_small", "swinv2_small_window8_256", 224, {"img_size": 224}),
+    Case("swin_v2_base", "swinv2_base_window8_256", 224, {"img_size": 224}),
+    Case("pvt_v2_b0", "pvt_v2_b0", 224, {}),
+    Case("pvt_v2_b1", "pvt_v2_b1", 224, {}),
+    Case("pvt_v2_b2", "pvt_v2_b2", 224, {}),
+    Case("hiera_tiny", "hiera_tiny_224", 224, {}),
     Case("maxvit_tiny", "maxvit_tiny_tf_224", 224, {}),
     Case("coatnet_0", "coatnet_0_224", 224, {}),
-    Case("vit_tiny_32px", "vit_tiny_patch16_224", 32, {"img_size": 32, "patch_size": 4}),
-    Case("swin_tiny_32px", "swin_tiny_patch4_window7_224", 32, {"img_size": 32, "patch_size": 2, "window_size": 4}),
-    Case("swin_v2_tiny_32px", "swinv2_tiny_window8_256", 32, {"img_size": 32, "patch_size": 2, "window_size": 4}),
 ]
 
 
 def main(
     models: Annotated[
-        list[str] | None, typer.Argument(help=f"Any of {', '.join(case.name for case in cases)}.")
+        list[str] | None, typer.Argument(help=f"Any of {', '.join(case.label for case in twin_cases)}.")
     ] = None,
     batch_size: Annotated[list[int] | None, typer.Option(help="Images per step; give it again for more.")] = None,
     seconds: Annotated[float, typer.Option(help="Time spent on each comparison.")] = 6.0,
@@ -56,15 +67,15 @@ def main(
 ) -> None:
     """Times our backbones and timm's in turns; a ratio above 1 says how many times ours is faster."""
     names = models or ["vit_tiny", "vit_small", "swin_tiny", "vit_tiny_32px", "swin_tiny_32px"]
-    unknown = set(names) - {case.name for case in cases}
+    unknown = set(names) - {case.label for case in twin_cases}
     if unknown:
         raise typer.BadParameter(f"no such model: {', '.join(sorted(unknown))}")
     if dtype not in ("float32", "bfloat16"):
         raise typer.BadParameter(f"dtype {dtype} is neither float32 nor bfloat16")
     print_environment()
     print(f"{'model':<16}{'batch':>6}  {'step':<10}{'timm ms':>10}{'ours ms':>10}{'ratio':>8}")
-    for case in cases:
-        if case.name not in names:
+    for case in twin_cases:
+        if case.label not in names:
             continue
         theirs, ours = twins(case)
         for size in batch_size or [1, 8]:
@@ -87,7 +98,7 @@ def main(
                 times = time_alternatives(functions, seconds=seconds)
                 milliseconds = f"{times['timm'] * 1e3:>10.2f}{times['ours'] * 1e3:>10.2f}"
                 print(
-                    f"{case.name:<16}{size:>6}  {step:<10}{milliseconds}{times['timm'] / times['ours']:>8.2f}",
+                    f"{case.label:<16}{size:>6}  {step:<10}{milliseconds}{times['timm'] / times['ours']:>8.2f}",
                     flush=True,
                 )
 

@@ -10,33 +10,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from visattn.benchmark.airbench import Airbench94
-from visattn.benchmark.backbones import Case, forward_step, training_step, twins
+from visattn.benchmark.backbones import forward_step, training_step, twin_cases, twins
 from visattn.benchmark.measure import processor_name, time_alternatives
 from visattn.benchmark.zoo_results import Speed, reference
 from visattn.benchmark.zoo_training import memory_format
 from visattn.heads import ImageClassifier
 from visattn.zoo import create_model, list_models
-
-# Presets that are also a network of timm's, with the same parameters. Of other sizes there is none.
-twin_cases = [
-    Case("vit_tiny", "vit_tiny_patch16_224", 32, {"img_size": 32, "patch_size": 4}),
-    Case("swin_tiny", "swin_tiny_patch4_window7_224", 32, {"img_size": 32, "patch_size": 2, "window_size": 4}),
-    Case("vit_tiny", "vit_tiny_patch16_224", 224, {}),
-    Case("vit_small", "vit_small_patch16_224", 224, {}),
-    Case("vit_base", "vit_base_patch16_224", 224, {}),
-    Case("swin_tiny", "swin_tiny_patch4_window7_224", 224, {}),
-    Case("swin_small", "swin_small_patch4_window7_224", 224, {}),
-    Case("swin_base", "swin_base_patch4_window7_224", 224, {}),
-    Case("swin_v2_tiny", "swinv2_tiny_window8_256", 224, {"img_size": 224}),
-    Case("swin_v2_small", "swinv2_small_window8_256", 224, {"img_size": 224}),
-    Case("swin_v2_base", "swinv2_base_window8_256", 224, {"img_size": 224}),
-    Case("pvt_v2_b0", "pvt_v2_b0", 224, {}),
-    Case("pvt_v2_b1", "pvt_v2_b1", 224, {}),
-    Case("pvt_v2_b2", "pvt_v2_b2", 224, {}),
-    Case("hiera_tiny", "hiera_tiny_224", 224, {}),
-    Case("maxvit_tiny", "maxvit_tiny_tf_224", 224, {}),
-    Case("coatnet_0", "coatnet_0_224", 224, {}),
-]
 
 
 def small_models() -> list[str]:

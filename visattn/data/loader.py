@@ -29,7 +29,7 @@ class ResumableLoader(DataLoader):
         if self._resume_from is not None and self._resume_from["epoch"] == self.sampler.epoch:
             self._batches_done = self._resume_from["batches_done"]
         self._resume_from = None
-        self.sampler.skip_samples = self._batches_done * (self.batch_size or 1) * processes_and_rank()[0]
+        self.sampler.skip_samples = self._batches_done * (self.batch_size or 1) * self.sampler.processes
         for batch in super().__iter__():
             self._batches_done += 1
             yield batch
@@ -61,9 +61,10 @@ class ResumableData(lightning.LightningDataModule):
     def shuffled(self, batches: Dataset) -> ResumableLoader:
         """A loader for training, in an order drawn for each epoch."""
         length = len(batches)  # type: ignore[arg-type]
+        share = self.share_of_epoch()
         # A last batch of few images disturbs batch norm and the average.
-        whole = length >= self.batch_size * processes_and_rank()[0]
-        sampler = EpochSampler(length, self.seed, shuffle=True, drop_rest=whole)
+        whole = length >= self.batch_size * share[0]
+        sampler = EpochSampler(length, self.seed, shuffle=True, drop_rest=whole, share=share)
         self._train_loader = ResumableLoader(batches, sampler=sampler, drop_last=whole, **self.loader_options())
         if self._place is not None:
             self._train_loader.load_state_dict(self._place)
@@ -71,8 +72,14 @@ class ResumableData(lightning.LightningDataModule):
 
     def in_order(self, batches: Dataset) -> DataLoader:
         """A loader for evaluation, in the order of the data set."""
-        sampler = EpochSampler(len(batches), shuffle=False)  # type: ignore[arg-type]
+        length = len(batches)  # type: ignore[arg-type]
+        sampler = EpochSampler(length, shuffle=False, share=self.share_of_epoch())
         return DataLoader(batches, sampler=sampler, **self.loader_options())
+
+    def share_of_epoch(self) -> tuple[int, int]:
+        """Among how many processes the strategy of a run splits an epoch, and which part is this one's."""
+        split = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return (split["num_replicas"], split["rank"]) if split else processes_and_rank()
 
     # Lightning gives a loader's state back only to loaders made after the checkpoint was read, and some are made
     # before (to count the steps of a schedule), so the place within the epoch is kept here.

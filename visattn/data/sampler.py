@@ -21,14 +21,24 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: of the order.
         shuffle: draw a new order each epoch, or keep that of the data set.
         drop_rest: leave out the rest, as a loader does that drops its last batch; else fill up.
+        share: how many processes take turns, and which of them this one is; None is all of `torch.distributed`.
 
     Attributes:
+        processes, rank: the share.
         epoch: set by `set_epoch`, which Lightning calls.
         skip_samples: how many samples, of all processes together, the next iteration leaves out at its beginning.
     """
 
-    def __init__(self, length: int, seed: int = 0, shuffle: bool = True, drop_rest: bool = False) -> None:
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_rest: bool = False,
+        share: tuple[int, int] | None = None,
+    ) -> None:
         self.length, self.seed, self.shuffle, self.drop_rest = length, seed, shuffle, drop_rest
+        self.processes, self.rank = share or processes_and_rank()
         self.epoch, self.skip_samples = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -39,18 +49,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.length, generator=generator)
-        processes, rank = processes_and_rank()
         if self.drop_rest:
-            order = order[: self.length - self.length % processes]
+            order = order[: self.length - self.length % self.processes]
         else:
-            order = torch.cat([order, order.new_full((-self.length % processes,), -1)])
+            order = torch.cat([order, order.new_full((-self.length % self.processes,), -1)])
         skip, self.skip_samples = self.skip_samples, 0
-        for index in order[skip + rank :: processes].tolist():
+        for index in order[skip + self.rank :: self.processes].tolist():
             yield self.epoch, index
 
     def __len__(self) -> int:
-        processes, _ = processes_and_rank()
-        return self.length // processes if self.drop_rest else -(-self.length // processes)
+        return self.length // self.processes if self.drop_rest else -(-self.length // self.processes)
 
 
 def processes_and_rank() -> tuple[int, int]:

@@ -5,6 +5,7 @@ from visattn.tasks.captioning import ImageCaptioning
 from visattn.tasks.classification import ImageClassification
 from visattn.tasks.detection import ObjectDetection
 from visattn.tasks.question_answering import QuestionAnswering
+from visattn.tasks.token_parallel import TokenParallelStrategy
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -14,4 +15,5 @@ __all__ = [
     "ObjectDetection",
     "QuestionAnswering",
     "StepSeed",
+    "TokenParallelStrategy",
 ]

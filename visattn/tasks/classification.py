@@ -148,7 +148,10 @@ class ImageClassification(BackboneTask):
             self.log("test/accuracy_views", self.views_accuracy)
 
     def on_test_epoch_end(self) -> None:
-        self.confusion = self.test_confusion.compute()  # here, where all processes take part
+        counts = self.test_confusion.compute()  # here, where all processes take part
+        split = self.trainer.distributed_sampler_kwargs
+        # Processes that share the tokens of the same images all count them.
+        self.confusion = counts // (self.trainer.world_size // split["num_replicas"]) if split else counts
 
     def log_loss(self, name: str, logits: Tensor, labels: Tensor) -> None:
         """The mean over all images but those of label -1, which only fill up the batches of several processes."""
