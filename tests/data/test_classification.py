@@ -188,6 +188,7 @@ def collect_in_process(rank, folder):
     loader = data.train_dataloader()
     loader.load_state_dict({"epoch": 0, "batches_done": 2})
     torch.save({"train": list(loader), "test": list(data.test_dataloader())}, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # who leaves at once cuts off the other one, which may still be connecting
     torch.distributed.destroy_process_group()
 
 
