@@ -18,8 +18,8 @@ def chunked_attention(
     scale: float | None = None,
     is_causal: bool = False,
     *,
-    query_chunk: int = 1024,
-    key_chunk: int = 1024,
+    query_chunk: int | None = None,
+    key_chunk: int | None = None,
 ) -> Tensor:
     """`dot_product_attention` whose scores never exist but for query_chunk queries and key_chunk keys at a time.
 
@@ -35,7 +35,7 @@ def chunked_attention(
             see nothing gets zeros.
         scale: of the scores; None is 1 / sqrt(head_dim).
         is_causal: the i-th query sees the first i + 1 keys only.
-        query_chunk, key_chunk: at once.
+        query_chunk, key_chunk: at once; None is 256 on a CPU, whose caches hold the scores of so many, else 1024.
 
     Returns:
         (batch, heads, queries, head_dim).
@@ -46,10 +46,23 @@ def chunked_attention(
     Source: Rabe & Staats 2021, https://arxiv.org/abs/2112.05682; the backward as in Dao et al. 2022 (FlashAttention,
         https://arxiv.org/abs/2205.14135), algorithm 4.
     """
+    chunks = chunk_sizes(query_chunk, key_chunk, query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return ChunkedAttention.apply(query, key, value, mask, scale, is_causal, *chunks)
+
+
+def chunk_sizes(query_chunk: int | None, key_chunk: int | None, device: torch.device) -> tuple[int, int]:
+    """The chunks, or for None those that suit a device.
+
+    Raises:
+        ValueError: a chunk is below 1.
+    """
+    usual = 256 if device.type == "cpu" else 1024
+    query_chunk = usual if query_chunk is None else query_chunk
+    key_chunk = usual if key_chunk is None else key_chunk
     if min(query_chunk, key_chunk) < 1:
         raise ValueError(f"query_chunk {query_chunk} and key_chunk {key_chunk} must be at least 1")
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return ChunkedAttention.apply(query, key, value, mask, scale, is_causal, query_chunk, key_chunk)
+    return query_chunk, key_chunk
 
 
 class Partial(NamedTuple):

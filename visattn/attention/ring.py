@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
-from visattn.attention.chunked import add_gradients, attend_more, nothing_seen
+from visattn.attention.chunked import add_gradients, attend_more, chunk_sizes, nothing_seen
 from visattn.attention.dot_product import MultiHeadAttention, attention_weights
 from visattn.attention.key_value_cache import KeyValueCache
 
@@ -25,8 +25,8 @@ def ring_attention(
     scale: float | None = None,
     group: distributed.ProcessGroup | None = None,
     *,
-    query_chunk: int = 1024,
-    key_chunk: int = 1024,
+    query_chunk: int | None = None,
+    key_chunk: int | None = None,
 ) -> Tensor:
     """`dot_product_attention` among the tokens of all processes, of which each holds a part.
 
@@ -42,15 +42,19 @@ def ring_attention(
         query, key, value: (batch, heads, tokens here, head_dim); processes may hold different numbers of tokens.
         scale: of the scores; None is 1 / sqrt(head_dim).
         group: of the processes; None is all of them.
-        query_chunk, key_chunk: at once.
+        query_chunk, key_chunk: at once, see `chunked_attention`.
 
     Returns:
         (batch, heads, tokens here, head_dim).
 
+    Raises:
+        ValueError: a chunk is below 1.
+
     Source: Liu, Zaharia & Abbeel 2023, https://arxiv.org/abs/2310.01889.
     """
+    chunks = chunk_sizes(query_chunk, key_chunk, query.device)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return RingAttentionFunction.apply(query, key, value, scale, group, query_chunk, key_chunk)
+    return RingAttentionFunction.apply(query, key, value, scale, group, *chunks)
 
 
 class RingAttention(MultiHeadAttention):
