@@ -117,7 +117,8 @@ class ConvNorm(FoldableConvolution):
     def convolved(self, features: Tensor) -> Tensor:
         """What the convolution makes of (B, in_channels, H, W), without norm and activation."""
         features = self.padded(features)
-        if self.strided_depthwise and features.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        learns = self.strided_depthwise and torch.is_grad_enabled()
+        if learns and features.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # The gradient in bfloat16 takes oneDNN five times as long as in float32.
             with torch.autocast("cpu", enabled=False):
                 return self.convolution(features.float()).to(torch.get_autocast_dtype("cpu"))
